@@ -1,0 +1,49 @@
+"""The label-only control as one self-contained task, so that another process can run it while the teacher trains.
+
+Enters: paths and the spec, nothing that does not pickle. Leaves: per-query metrics of the label-only student.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipelines.candidates.miner import embed_corpus
+from pipelines.comparison import student_run
+from pipelines.corpus.dataset import load_dataset
+from pipelines.devices import resolve_device, use_threads
+from pipelines.evaluation.metrics import PerQuery, evaluate
+from pipelines.model_files import quiet_loading
+from pipelines.rounds import loop_settings, training_queries
+from pipelines.spec import DistillationSpec
+from pipelines.student.model import load_student
+from pipelines.training.label_only import train_label_only
+
+__all__ = ["ControlTask", "run_control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlTask:
+    """What the control needs. Folders must be readable where it runs."""
+
+    spec: DistillationSpec
+    dataset_folder: Path
+    student_folder: Path
+    labelled_candidates: Path
+    """Parquet of the candidates table of the labelled queries."""
+    test_queries: tuple[str, ...]
+    num_cpus: float
+
+
+def run_control(task: ControlTask) -> PerQuery:
+    """Train the label-only student for as many steps as the job and measure it on the test queries."""
+    quiet_loading()
+    use_threads(task.num_cpus)
+    spec = task.spec
+    dataset = load_dataset(spec.dataset, task.dataset_folder)
+    student = load_student(task.student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
+    settings = loop_settings(spec, len(training_queries(spec, dataset)))
+    train_label_only(student, dataset, pq.read_table(task.labelled_candidates), spec, settings)
+    judged = dataset.judged(spec.dataset.test_split or "")
+    qrels = {query_id: judged[query_id] for query_id in task.test_queries}
+    return evaluate(qrels, student_run(embed_corpus(student, dataset), dataset, task.test_queries))

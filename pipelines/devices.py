@@ -1,0 +1,64 @@
+"""What the hardware at hand means for numbers: device, dtype, threads, seeds.
+
+Enters: names from the spec (`auto`, `bf16` ...) and the CPUs a process was given. Leaves: torch objects and settings.
+One place decides, so that scoring, training and their contracts cannot disagree.
+"""
+
+import random
+
+import numpy as np
+import torch
+
+__all__ = ["cpu_threads", "resolve_device", "resolve_dtype", "seed_everything", "torch_dtype", "use_threads"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device() -> torch.device:
+    """CUDA when torch sees a GPU, else CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve_dtype(name: str, *, device_type: str) -> str:
+    """Turn `auto` into a concrete dtype name; concrete names pass through.
+
+    bf16 where the hardware multiplies it natively (any CUDA GPU we support; CPUs with AVX512-BF16 or AMX), else fp32:
+    emulated bf16 on a CPU is several times slower than fp32.
+    """
+    if name != "auto":
+        return name
+    if device_type == "cuda":
+        return "bf16"
+    return "bf16" if _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a concrete name: fp32, bf16 or fp16."""
+    return _DTYPES[name]
+
+
+def cpu_threads(num_cpus: float) -> int:
+    """Threads a process may compute with on `num_cpus` CPUs: their whole number, never less than one.
+
+    More threads than CPUs is worse than slow: OpenMP barriers wait for a thread that is not scheduled.
+    """
+    return max(1, int(num_cpus))
+
+
+def use_threads(num_cpus: float) -> int:
+    """Limit this process's torch intra-op threads to the CPUs it was given; returns the number."""
+    threads = cpu_threads(num_cpus)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,283 @@
+"""One whole job: data -> candidates -> teacher -> rounds -> evaluation -> a student folder and a report.
+
+Enters: a spec, folders, and what differs between a laptop and a cluster (where a teacher is hosted, where a side task
+runs, who is told). Leaves: `artifacts/student` (loads as a `SentenceTransformer`), `artifacts/metrics.json`,
+`artifacts/report.html`, and the result. `dualdistill run` and the service's driver both call `run_job`.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
+from pipelines.comparison import RUN_DEPTH, bm25_run, pair_scores, rerank_run, student_run, top_of_each
+from pipelines.control import ControlTask, run_control
+from pipelines.corpus.dataset import Dataset, load_dataset
+from pipelines.devices import resolve_device, resolve_dtype
+from pipelines.evaluation.metrics import PerQuery, evaluate
+from pipelines.evaluation.report import write_report
+from pipelines.evaluation.result import EvaluationResult, summarise
+from pipelines.journal import Journal
+from pipelines.model_files import resolve_model
+from pipelines.ranked.table import RankedLists, ranked_lists_path
+from pipelines.rounds import RoundInputs, mine_once, run_rounds, training_queries
+from pipelines.spec import DistillationSpec
+from pipelines.student.export import export_student
+from pipelines.student.model import load_student
+from pipelines.teacher.contract import ScoreContract, contract_of
+from pipelines.teacher.scorer import PairScorer
+from pipelines.training.teacher import learn_teacher, teacher_key
+
+__all__ = ["JobContext", "TeacherHost", "run_job"]
+
+
+class TeacherHost(Protocol):
+    """Somewhere a teacher folder becomes a `PairScorer`: this process, or a pool of replicas."""
+
+    def host(self, folder: Path, contract: ScoreContract) -> AbstractContextManager[PairScorer]:
+        """Serve the teacher in `folder` while the context is open."""
+        ...
+
+
+class SideTask(Protocol):
+    """Runs the label-only control beside the main work: a process pool's `submit`, or a Ray task."""
+
+    def __call__(self, function: Callable[[ControlTask], PerQuery], task: ControlTask, /) -> Future[PerQuery]:
+        """Start `function(task)` elsewhere."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """Everything about a job that is not science."""
+
+    job_id: str
+    spec: DistillationSpec
+    root: Path
+    dataset_folder: Path
+    model_roots: tuple[Path, ...]
+    host: TeacherHost
+    side_task: SideTask
+    side_task_cpus: float
+    journal: Journal
+
+    @property
+    def work(self) -> Path:
+        """What the job needs to go on after a crash."""
+        return self.root / "jobs" / self.job_id / "work"
+
+    @property
+    def artifacts(self) -> Path:
+        """What the user takes home."""
+        return self.root / "jobs" / self.job_id / "artifacts"
+
+
+def run_job(context: JobContext) -> dict[str, Any]:
+    """Run the job to its end, from wherever an earlier attempt left it.
+
+    Returns:
+        The result as plain JSON: `EvaluationResult` fields under `evaluation` (null without a test split), and facts.
+
+    Raises:
+        PipelineError: with a message for the user; anything else is a bug.
+    """
+    started = time.monotonic()
+    spec, journal = context.spec, context.journal
+    for folder in (context.work, context.artifacts):
+        folder.mkdir(parents=True, exist_ok=True)
+    journal.phase("mining")
+    dataset = load_dataset(spec.dataset, context.dataset_folder)
+    student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
+    student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
+    miner = _miner(context, dataset)
+    untrained = embed_corpus(student, dataset)
+    test = _TestSet.of(context, dataset, miner, untrained)
+    labelled = _labelled_candidates(context, dataset, miner, untrained)
+    control = _start_control(context, test, labelled, student_folder)
+
+    journal.phase("teacher_training")
+    teacher_folder, contract = _teacher(context, dataset, labelled)
+    per_query: dict[str, PerQuery] = {}
+    if test:
+        per_query["bm25"] = evaluate(test.qrels, bm25_run(dataset, test.queries, _bm25(spec)))
+        per_query["student_before"] = evaluate(test.qrels, student_run(untrained, dataset, test.queries))
+
+    journal.phase("scoring_and_training")
+    lists = RankedLists(
+        ranked_lists_path(
+            context.root, dataset_fingerprint=dataset.fingerprint, contract_fingerprint=contract.fingerprint
+        )
+    )
+    with context.host.host(teacher_folder, contract) as scorer:
+        run_rounds(
+            RoundInputs(
+                job_id=context.job_id,
+                spec=spec,
+                dataset=dataset,
+                miner=miner,
+                scorer=scorer,
+                lists=lists,
+                work=context.work,
+                journal=journal,
+                untrained=untrained,
+                evaluation_candidates=test.to_rerank if test else None,
+            ),
+            student,
+        )
+
+    journal.phase("evaluating")
+    facts = _facts(dataset, spec, contract)
+    result: EvaluationResult | None = None
+    if test:
+        trained = embed_corpus(student, dataset)
+        per_query["student_after"] = evaluate(test.qrels, student_run(trained, dataset, test.queries))
+        reranked, pairs = rerank_run(lists, context.job_id, test.first_stage)
+        per_query["teacher_rerank"] = evaluate(test.qrels, reranked)
+        if control:
+            per_query["label_only"] = control.result()
+        result = summarise(per_query, num_documents=len(dataset.documents))
+
+    journal.phase("publishing")
+    export_student(student, context.artifacts / "student")
+    facts["wall time of this attempt"] = f"{(time.monotonic() - started) / 60:.1f} minutes"
+    if test and result:
+        write_report(
+            context.artifacts / "report.html",
+            job_name=spec.name,
+            result=result,
+            per_query={system: measures["nDCG@10"] for system, measures in per_query.items()},
+            learning_curve=_learning_curve(context.work / "learning_curve.jsonl"),
+            teacher_scores=np.array([logit for _, _, logit in pairs], dtype=np.float32),
+            student_scores=pair_scores(trained, dataset, [(query_id, doc_id) for query_id, doc_id, _ in pairs]),
+            facts=facts,
+        )
+        _write_json(context.artifacts / "metrics.json", {"evaluation": result.to_dict(), "per_query": per_query})
+    return {"evaluation": result.to_dict() if result else None, "facts": facts}
+
+
+@dataclass(frozen=True)
+class _TestSet:
+    queries: tuple[str, ...]
+    qrels: dict[str, dict[str, int]]
+    first_stage: pa.Table
+    to_rerank: pa.Table
+
+    @classmethod
+    def of(cls, context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus) -> "_TestSet | None":
+        split, settings = context.spec.dataset.test_split, context.spec.evaluation
+        if split is None:
+            return None
+        queries = tuple(dataset.labelled_queries(split)[: settings.max_queries])
+        judged = dataset.judged(split)
+        first_stage = mine_once(
+            context.work / "candidates-test.parquet",
+            lambda: miner.mine(queries, corpus=corpus, judged={}, depth=max(RUN_DEPTH, settings.rerank_depth)),
+        )
+        qrels = {query_id: judged[query_id] for query_id in queries}
+        return cls(queries, qrels, first_stage, top_of_each(first_stage, settings.rerank_depth))
+
+
+def _miner(context: JobContext, dataset: Dataset) -> Miner:
+    dense = context.spec.candidates.dense
+    encoder = None
+    if dense and dense.encoder:
+        folder = resolve_model(dense.encoder.model.id, dense.encoder.model.revision, roots=context.model_roots)
+        encoder = load_student(folder, dense.encoder, dropout=0.0, device=resolve_device())
+    return Miner(dataset, context.spec.candidates, encoder=encoder)
+
+
+def _bm25(spec: DistillationSpec) -> Any:
+    return spec.candidates.bm25 or type(spec.candidates).model_fields["bm25"].default
+
+
+def _labelled_candidates(
+    context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus
+) -> tuple[Path, pa.Table] | None:
+    split = context.spec.dataset.train_split
+    if split is None:
+        return None
+    path = context.work / "candidates-labelled.parquet"
+    table = mine_once(
+        path,
+        lambda: miner.mine(dataset.labelled_queries(split), corpus=corpus, judged=dataset.judged_rows(split)),
+    )
+    return path, table
+
+
+def _start_control(
+    context: JobContext, test: _TestSet | None, labelled: tuple[Path, pa.Table] | None, student_folder: Path
+) -> "Future[PerQuery] | None":
+    if not (context.spec.evaluation.label_only_control and test and labelled):
+        return None
+    context.journal.event("control.started", "training the label-only control beside the teacher")
+    return context.side_task(
+        run_control,
+        ControlTask(
+            spec=context.spec,
+            dataset_folder=context.dataset_folder,
+            student_folder=student_folder,
+            labelled_candidates=labelled[0],
+            test_queries=test.queries,
+            num_cpus=context.side_task_cpus,
+        ),
+    )
+
+
+def _teacher(
+    context: JobContext, dataset: Dataset, labelled: tuple[Path, pa.Table] | None
+) -> tuple[Path, ScoreContract]:
+    teacher = context.spec.teacher
+    folder = resolve_model(teacher.model.id, teacher.model.revision, roots=context.model_roots)
+    model_id, revision = teacher.model.id, teacher.model.revision
+    if teacher.train and labelled:
+        key = teacher_key(folder, dataset, labelled[1], teacher, seed=context.spec.seed)
+        folder = learn_teacher(
+            folder,
+            dataset,
+            labelled[1],
+            teacher,
+            seed=context.spec.seed,
+            folder=context.root / "teachers",
+            journal=context.journal,
+        )
+        model_id, revision = f"trained/{key}", None
+    device_type = "cuda" if teacher.gpus_per_replica > 0 else resolve_device().type
+    dtype = resolve_dtype(teacher.dtype, device_type=device_type)
+    contract = contract_of(folder, model_id=model_id, revision=revision, max_length=teacher.max_length, dtype=dtype)
+    return folder, contract
+
+
+def _facts(dataset: Dataset, spec: DistillationSpec, contract: ScoreContract) -> dict[str, str]:
+    queries = training_queries(spec, dataset)
+    labelled = len(dataset.labelled_queries(spec.dataset.train_split)) if spec.dataset.train_split else 0
+    return {
+        "data set": f"{dataset.name}: {len(dataset.documents)} documents",
+        "training queries": f"{labelled} labelled, {len(queries) - labelled} unlabelled",
+        "teacher": f"{contract.model_id}, {contract.dtype}, {contract.max_length} tokens",
+        "score contract": contract.fingerprint,
+        "objective": " + ".join(f"{term.weight:g} {term.name}" for term in spec.training.objective),
+        "seed": str(spec.seed),
+    }
+
+
+def _learning_curve(path: Path) -> list[dict[str, Any]]:
+    """One point per (round, step); a step that was repeated after a crash counts once, the last time."""
+    points: dict[tuple[int, int], dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        point = json.loads(line)
+        points[point["round"], point["step"]] = point
+    return [points[key] for key in sorted(points)]
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    scratch = path.with_suffix(".partial")
+    scratch.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    scratch.rename(path)

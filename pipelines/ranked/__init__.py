@@ -1,0 +1,1 @@
+"""Ranked lists on disk: teacher scores, committed exactly once, read while they grow, reused for ever."""

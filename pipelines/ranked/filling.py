@@ -1,0 +1,114 @@
+"""Turn mined candidates into committed ranked lists: reuse every known logit, ask the teacher for the rest.
+
+Enters: a candidates table of one round, its data set, a `PairScorer`. Leaves: every chunk of the round committed
+exactly once. Chunks that an earlier, killed run committed are left alone; pairs that any job scored under the same
+contract are joined in; only new pairs reach the teacher.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.corpus.dataset import Dataset
+from pipelines.ranked.schema import rank_candidates
+from pipelines.ranked.table import RankedLists
+from pipelines.teacher.scorer import PairScorer, ScoreRequest
+
+__all__ = ["ChunkDone", "chunk_count", "fill_round"]
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ChunkDone:
+    """One chunk is committed: how many pairs the teacher scored for it, and how many were known."""
+
+    chunk_id: int
+    num_queries: int
+    num_new_pairs: int
+    num_reused_pairs: int
+
+
+def chunk_count(num_rows: int, rows_per_chunk: int) -> int:
+    """Chunks that `num_rows` queries make."""
+    return -(-num_rows // rows_per_chunk)
+
+
+def fill_round(
+    candidates: pa.Table,
+    dataset: Dataset,
+    lists: RankedLists,
+    scorer: PairScorer,
+    *,
+    job_id: str,
+    round_number: int,
+    rows_per_chunk: int,
+    before_request: Callable[[], None] = lambda: None,
+) -> Iterator[ChunkDone]:
+    """Score and commit the round's missing chunks; yields one `ChunkDone` per chunk, committed ones first.
+
+    Args:
+        candidates: the whole round, in the order that defines chunks.
+        dataset: texts of the ids.
+        lists: where to commit.
+        scorer: the teacher.
+        job_id: filed under.
+        round_number: filed under.
+        rows_per_chunk: queries in a chunk.
+        before_request: called before each request is sent; may raise to stop (cancellation).
+    """
+    total = chunk_count(len(candidates), rows_per_chunk)
+    committed = lists.chunk_files(job_id, round_number)
+    chunks = {i: candidates.slice(i * rows_per_chunk, rows_per_chunk) for i in range(total)}
+    for chunk_id in sorted(committed):
+        yield ChunkDone(chunk_id, len(chunks[chunk_id]), 0, _pair_count(chunks[chunk_id]))
+
+    pending: dict[int, tuple[list[Pair], dict[Pair, float]]] = {}
+
+    def requests() -> Iterator[ScoreRequest]:
+        for chunk_id in (i for i in range(total) if i not in committed):
+            before_request()
+            pairs = _pairs(chunks[chunk_id])
+            known = lists.known_logits(chunks[chunk_id]["query_id"].to_pylist(), weights_version=scorer.weights_version)
+            fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+            pending[chunk_id] = (fresh, known)
+            queries = [dataset.query_text(query_id) for query_id, _ in fresh]
+            yield ScoreRequest(chunk_id, queries, [dataset.passage(doc_id) for _, doc_id in fresh])
+
+    for chunk_id, logits in scorer.score_all(requests()):
+        fresh, known = pending.pop(chunk_id)
+        by_pair = known | dict(zip(fresh, logits.tolist(), strict=True))
+        pairs = _pairs(chunks[chunk_id])
+        lists.commit_chunk(
+            rank_candidates(
+                chunks[chunk_id],
+                _gather(by_pair, pairs),
+                job_id=job_id,
+                round_number=round_number,
+                chunk_id=chunk_id,
+                weights_version=scorer.weights_version,
+            ),
+            job_id=job_id,
+            round_number=round_number,
+            chunk_id=chunk_id,
+        )
+        yield ChunkDone(chunk_id, len(chunks[chunk_id]), len(fresh), len(pairs) - len(fresh))
+
+
+def _pairs(chunk: pa.Table) -> list[Pair]:
+    return [
+        (query_id, item["doc_id"])
+        for query_id, items in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True)
+        for item in items
+    ]
+
+
+def _pair_count(chunk: pa.Table) -> int:
+    return sum(len(items) for items in chunk["candidates"].to_pylist())
+
+
+def _gather(by_pair: dict[Pair, float], pairs: list[Pair]) -> npt.NDArray[np.float32]:
+    return np.array([by_pair[pair] for pair in pairs], dtype=np.float32)

@@ -1,0 +1,100 @@
+"""The shape of a ranked list, and how mined candidates plus teacher logits become one.
+
+Enters: candidates of some queries (see `candidates.schema`) and one logit per candidate. Leaves: rows of
+`RANKED_SCHEMA`, candidates in teacher order, best first. The stored order is the ranking: ties keep mined order,
+and readers never sort again.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipelines.errors import RankedListsError
+
+__all__ = ["EVALUATION_ROUND", "RANKED_SCHEMA", "rank_candidates"]
+
+EVALUATION_ROUND = -1
+"""Lists of test queries live in this round; no training reader ever asks for it."""
+
+_CANDIDATE = pa.struct(
+    [
+        ("doc_id", pa.string()),
+        ("teacher_logit", pa.float32()),
+        ("student_score", pa.float32()),
+        ("bm25_rank", pa.int32()),
+        ("dense_rank", pa.int32()),
+        ("relevance", pa.int8()),
+    ]
+)
+
+RANKED_SCHEMA = pa.schema(
+    [
+        ("job_id", pa.string()),
+        ("round", pa.int32()),
+        ("query_id", pa.string()),
+        ("chunk_id", pa.int32()),
+        ("weights_version", pa.int32()),
+        ("candidates", pa.list_(_CANDIDATE)),
+    ]
+)
+
+
+def rank_candidates(
+    candidates: pa.Table,
+    logits: npt.NDArray[np.float32],
+    *,
+    job_id: str,
+    round_number: int,
+    chunk_id: int,
+    weights_version: int,
+) -> pa.Table:
+    """Sort each query's candidates by teacher logit, best first (stable).
+
+    Args:
+        candidates: [queries] rows of the candidates schema.
+        logits: float32 [total candidates], in the order of the flattened candidate lists.
+        job_id: filed under.
+        round_number: filed under.
+        chunk_id: filed under.
+        weights_version: of the teacher that made the logits.
+
+    Returns:
+        A table of `RANKED_SCHEMA`, queries in the order given.
+
+    Raises:
+        RankedListsError: the number of logits is not that of candidates, or one is not finite.
+    """
+    column = candidates["candidates"].combine_chunks()
+    lengths = np.asarray(column.value_lengths().fill_null(0), dtype=np.int64)
+    total = int(lengths.sum())
+    if len(logits) != total:
+        raise RankedListsError(f"chunk {chunk_id} has {total} candidates but {len(logits)} logits")
+    if not np.isfinite(logits).all():
+        raise RankedListsError(f"chunk {chunk_id} has a logit that is not finite: {logits[~np.isfinite(logits)][0]}")
+    query_of = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((np.arange(total), -logits, query_of))
+    flat = column.flatten().take(pa.array(order))
+    ranked = pa.StructArray.from_arrays(
+        [
+            flat.field("doc_id"),
+            pa.array(logits[order], type=pa.float32()),
+            flat.field("student_score"),
+            flat.field("bm25_rank"),
+            flat.field("dense_rank"),
+            flat.field("relevance"),
+        ],
+        fields=list(_CANDIDATE),
+    )
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    rows = len(lengths)
+    return pa.table(
+        {
+            "job_id": pa.array([job_id] * rows, type=pa.string()),
+            "round": pa.array([round_number] * rows, type=pa.int32()),
+            "query_id": candidates["query_id"],
+            "chunk_id": pa.array([chunk_id] * rows, type=pa.int32()),
+            "weights_version": pa.array([weights_version] * rows, type=pa.int32()),
+            "candidates": pa.ListArray.from_arrays(pa.array(offsets), ranked),
+        },
+        schema=RANKED_SCHEMA,
+    )

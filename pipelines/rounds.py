@@ -1,0 +1,234 @@
+"""The rounds: mine -> score -> train -> refresh, written once against small protocols.
+
+Enters: a data set, a student, a miner, a `PairScorer`, where to keep things. Leaves: the trained student, and on
+disk per round its candidates, ranked lists, checkpoints and snapshot. A thread fills the round's ranked lists while
+the caller's thread trains from those already committed; the order of training is fixed by chunk numbers, so how fast
+or in which order scores arrive changes nothing. Every step finds what an earlier, killed run left and goes on there.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
+
+from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
+from pipelines.corpus.dataset import Dataset
+from pipelines.devices import resolve_dtype, seed_everything
+from pipelines.errors import Cancelled
+from pipelines.journal import Journal
+from pipelines.ranked.filling import chunk_count, fill_round
+from pipelines.ranked.schema import EVALUATION_ROUND
+from pipelines.ranked.table import RankedLists
+from pipelines.ranked.tail import StreamPosition, follow
+from pipelines.spec import DistillationSpec
+from pipelines.student.model import DualEncoder
+from pipelines.teacher.scorer import PairScorer
+from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.loop import LoopSettings, StepReport, train
+from pipelines.training.student_loss import student_losses
+
+__all__ = ["RoundInputs", "loop_settings", "mine_once", "run_rounds", "training_queries"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundInputs:
+    """What every round works with. `work` is the job's own folder, `lists` may be shared with other jobs."""
+
+    job_id: str
+    spec: DistillationSpec
+    dataset: Dataset
+    miner: Miner
+    scorer: PairScorer
+    lists: RankedLists
+    work: Path
+    journal: Journal
+    untrained: EmbeddedCorpus
+    """The corpus as the student embeds it before the first round."""
+    evaluation_candidates: pa.Table | None
+    """Candidates of the test queries, scored after the last round's lists while the student still trains."""
+
+
+def training_queries(spec: DistillationSpec, dataset: Dataset) -> list[str]:
+    """Labelled and unlabelled training queries in the seeded order that defines chunks and the first epoch."""
+    data = spec.dataset
+    labelled = dataset.labelled_queries(data.train_split) if data.train_split else []
+    splits = [split for split in (data.train_split, data.dev_split, data.test_split) if split]
+    unlabelled = dataset.unlabelled_queries(*splits) if data.unlabelled.use else []
+    order = np.random.default_rng((spec.seed, 1)).permutation(len(unlabelled))
+    queries = labelled + [unlabelled[i] for i in order[: data.unlabelled.max_queries]]
+    return [queries[i] for i in np.random.default_rng((spec.seed, 2)).permutation(len(queries))]
+
+
+def mine_once(path: Path, mine: Callable[[], pa.Table]) -> pa.Table:
+    """The table in `path`; mined and written (whole, by renaming) if it is not there yet."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".partial")
+        pq.write_table(mine(), scratch)
+        scratch.rename(path)
+    return pq.read_table(path)
+
+
+def loop_settings(spec: DistillationSpec, num_queries: int) -> LoopSettings:
+    """One round's optimisation settings: `epochs` passes over `num_queries`."""
+    training = spec.training
+    return LoopSettings(
+        total_steps=training.epochs * chunk_count(num_queries, training.queries_per_step),
+        learning_rate=training.learning_rate,
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        checkpoint_every_steps=training.checkpoint_every_steps,
+    )
+
+
+def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
+    """Train `student` in place through all rounds of the spec."""
+    for number in range(inputs.spec.rounds):
+        snapshot = inputs.work / "snapshots" / f"round-{number}.safetensors"
+        if not snapshot.is_file():
+            _run_round(inputs, student, number)
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            scratch = snapshot.with_suffix(".partial")
+            save_file({name: value.contiguous() for name, value in student.state_dict().items()}, scratch)
+            scratch.rename(snapshot)
+        student.load_state_dict(load_file(snapshot))
+
+
+def _run_round(inputs: RoundInputs, student: DualEncoder, number: int) -> None:
+    spec, dataset = inputs.spec, inputs.dataset
+    queries = training_queries(spec, dataset)
+    judged = dataset.judged_rows(spec.dataset.train_split) if spec.dataset.train_split else {}
+
+    def mine() -> pa.Table:
+        corpus = inputs.untrained if number == 0 else embed_corpus(student, dataset)
+        return inputs.miner.mine(queries, corpus=corpus, judged=judged)
+
+    candidates = mine_once(inputs.work / f"candidates-{number}.parquet", mine)
+    stop = threading.Event()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring") as pool:
+        scoring = pool.submit(_score, inputs, candidates, number, stop)
+        try:
+            _train_student(inputs, student, number, num_rows=len(candidates), scoring=scoring)
+        except BaseException:
+            stop.set()
+            raise
+    scoring.result()
+
+
+def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threading.Event) -> None:
+    def before_request() -> None:
+        inputs.journal.check_cancelled()
+        if stop.is_set():
+            raise Cancelled("the student's training failed; scoring stops with it")
+
+    rounds = [(number, candidates)]
+    if number == inputs.spec.rounds - 1 and inputs.evaluation_candidates is not None:
+        rounds.append((EVALUATION_ROUND, inputs.evaluation_candidates))
+    new = reused = committed = 0
+    per_chunk = inputs.spec.candidates.queries_per_chunk
+    total = sum(sum(len(items) for items in table["candidates"].to_pylist()) for _, table in rounds)
+    inputs.journal.event("scoring.started", f"round {number}: scoring {total} pairs", round=number, pairs=total)
+    for round_number, table in rounds:
+        for done in fill_round(
+            table,
+            inputs.dataset,
+            inputs.lists,
+            inputs.scorer,
+            job_id=inputs.job_id,
+            round_number=round_number,
+            rows_per_chunk=per_chunk,
+            before_request=before_request,
+        ):
+            new, reused, committed = (
+                new + done.num_new_pairs,
+                reused + done.num_reused_pairs,
+                committed + done.num_queries,
+            )
+            inputs.journal.progress(
+                pairs_scored=new,
+                pairs_reused=reused,
+                pairs_total=total,
+                lists_committed=committed,
+                lists_total=sum(len(table) for _, table in rounds),
+            )
+        inputs.journal.event(
+            "scoring.finished",
+            f"{'test lists' if round_number == EVALUATION_ROUND else f'round {round_number}'}: every list is committed",
+            round=round_number,
+            pairs_scored=new,
+            pairs_reused=reused,
+        )
+
+
+def _train_student(
+    inputs: RoundInputs, student: DualEncoder, number: int, *, num_rows: int, scoring: "Future[None]"
+) -> None:
+    spec, training = inputs.spec, inputs.spec.training
+    unlabelled = spec.dataset.unlabelled
+    rule = PositiveRule(teacher_top=unlabelled.positive == "teacher_top", min_confidence=unlabelled.min_confidence)
+    seed_everything(spec.seed + number)
+    dtype = resolve_dtype(training.dtype, device_type=student.device.type)
+    curve = inputs.work / "learning_curve.jsonl"
+
+    def wait() -> None:
+        inputs.journal.check_cancelled()
+        if scoring.done():
+            scoring.result()
+        threading.Event().wait(0.1)
+
+    def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
+        rows = follow(
+            inputs.lists,
+            job_id=inputs.job_id,
+            round_number=number,
+            num_rows=num_rows,
+            rows_per_chunk=spec.candidates.queries_per_chunk,
+            start=start,
+            epochs=training.epochs,
+            seed=spec.seed,
+            wait=wait,
+        )
+        return batches(
+            rows,
+            inputs.dataset,
+            queries_per_step=training.queries_per_step,
+            width=training.candidates_per_query,
+            rule=rule,
+            seed=spec.seed,
+            start=start,
+        )
+
+    def on_step(report: StepReport) -> None:
+        inputs.journal.check_cancelled()
+        if report.step == 1:
+            inputs.journal.event("training.started", f"round {number}: the first step is done", round=number)
+        with curve.open("a", encoding="utf-8") as stream:
+            losses = {"loss" if name == "loss" else f"loss.{name}": value for name, value in report.losses.items()}
+            stream.write(json.dumps({"round": number, "step": report.step, **losses}) + "\n")
+        inputs.journal.progress(
+            round=number, step=report.step, total_steps=report.total_steps, loss=report.losses["loss"]
+        )
+
+    checkpoints = Checkpoints(
+        inputs.work / "checkpoints" / f"round-{number}",
+        run_fingerprint=f"{inputs.job_id}/{number}",
+        keep=training.keep_checkpoints,
+    )
+    train(
+        student,
+        lambda batch: student_losses(student, batch, training.objective, dtype=dtype),
+        open_batches,
+        loop_settings(spec, num_rows),
+        on_step=on_step,
+        checkpoints=checkpoints,
+    )
+    inputs.journal.event("training.finished", f"round {number}: the student is trained", round=number)

@@ -1,0 +1,121 @@
+"""DualEncoder: any Hugging Face encoder, pooled and normalised into one vector per text.
+
+Enters: a checked model folder and a `StudentSpec`. Leaves: a module from texts to embeddings [n, dim] with gradient,
+and a batched, gradient-free `encode` for whole collections.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipelines.errors import ModelError
+from pipelines.spec import StudentSpec
+
+__all__ = ["DualEncoder", "TextKind", "load_student"]
+
+TextKind = Literal["query", "document"]
+
+
+class DualEncoder(nn.Module):
+    """One tower for queries and documents; they differ by prompt only."""
+
+    def __init__(self, *, backbone: Any, tokenizer: Any, spec: StudentSpec) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.spec = spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return int(self.backbone.config.hidden_size)
+
+    def embed(self, texts: Sequence[str], kind: TextKind) -> Tensor:
+        """Embeddings [n, dim] of `texts`, with gradient when enabled; unit norm if the spec normalises."""
+        tokens = self.tokenizer(
+            self._prompted(texts, kind),
+            padding=True,
+            truncation=True,
+            max_length=self.spec.max_length,
+            return_tensors="pt",
+        ).to(self.device)
+        return self._pool(self.backbone(**tokens).last_hidden_state, tokens["attention_mask"])
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str], kind: TextKind, *, tokens_per_batch: int = 16384) -> npt.NDArray[np.float32]:
+        """Embeddings float32 [n, dim] of a whole collection, in order; length-sorted batches, dropout off."""
+        was_training = self.training
+        self.eval()
+        embeddings = np.empty((len(texts), self.dimension), dtype=np.float32)
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        # Characters stand in for tokens: sorting must not cost a second tokenisation of the corpus.
+        start = 0
+        while start < len(order):
+            longest = min(self.spec.max_length, 2 + len(texts[order[start]]) // 3)
+            rows = order[start : start + max(1, tokens_per_batch // longest)]
+            embeddings[rows] = self.embed([texts[row] for row in rows], kind).float().cpu().numpy()
+            start += len(rows)
+        self.train(was_training)
+        if not np.isfinite(embeddings).all():
+            raise ModelError("the student's embeddings hold NaN or infinity")
+        return embeddings
+
+    def _prompted(self, texts: Sequence[str], kind: TextKind) -> list[str]:
+        prompt = self.spec.query_prompt if kind == "query" else self.spec.document_prompt
+        return [prompt + text for text in texts]
+
+    def _pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.spec.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        return nn.functional.normalize(pooled.float(), dim=-1) if self.spec.normalize else pooled.float()
+
+
+def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: torch.device) -> DualEncoder:
+    """The student's starting point: the checkpoint in `folder`, cut to `spec.num_layers`, dropout as given.
+
+    Raises:
+        ModelError: more layers are asked for than the checkpoint has, or it lacks weights.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if spec.num_layers is not None:
+        if spec.num_layers > config.num_hidden_layers:
+            raise ModelError(
+                f"student.num_layers is {spec.num_layers}, {folder.name!r} has {config.num_hidden_layers} layers"
+            )
+        config.num_hidden_layers = spec.num_layers
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    backbone, loading = AutoModel.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")):
+        raise ModelError(f"student checkpoint {folder.name!r} lacks weights {missing[:5]}; they would be random")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+        raise ModelError(
+            f"{folder.name!r}: tokenizer has {len(tokenizer)} tokens, the embedding "
+            f"{backbone.get_input_embeddings().num_embeddings} rows"
+        )
+    return DualEncoder(backbone=backbone, tokenizer=tokenizer, spec=spec).to(device)

@@ -1,0 +1,81 @@
+"""PairScorer: what rounds need of a teacher, wherever it runs; and the simplest one, in this process.
+
+Enters: requests, each a list of pairs under a key. Leaves: (key, logits) in any order. The pool of
+`services.teacher_pool` implements the same protocol with many replicas; a request is scored as one unit in both,
+so both give the same bits.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.engine import TeacherEngine, load_engine
+
+__all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "ScoreRequest"]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Pairs to score together: `queries[i]` with `passages[i]`."""
+
+    key: int
+    queries: list[str]
+    passages: list[str]
+
+
+class PairScorer(Protocol):
+    """Scores requests under one contract and one version of the weights."""
+
+    @property
+    def contract(self) -> ScoreContract:
+        """How the logits are made."""
+        ...
+
+    @property
+    def weights_version(self) -> int:
+        """Counts in-place refreshes of the weights; 0 for a teacher that never changes."""
+        ...
+
+    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(key, raw logits [pairs]) per request, as they finish; pulls `requests` lazily, a bounded number ahead."""
+        ...
+
+
+class InProcessScorer:
+    """A `PairScorer` over an engine in this process, one request after the other."""
+
+    def __init__(self, engine: TeacherEngine) -> None:
+        self._engine = engine
+
+    @property
+    def contract(self) -> ScoreContract:
+        """The engine's contract."""
+        return self._engine.contract
+
+    @property
+    def weights_version(self) -> int:
+        """Always 0: an engine's weights never change."""
+        return 0
+
+    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Requests in the order given."""
+        for request in requests:
+            yield request.key, self._engine.score(request.queries, request.passages)
+
+
+class InProcessHost:
+    """Hosts a teacher in this process: for notebooks, debugging, and machines without a cluster."""
+
+    def __init__(self, *, tokens_per_batch: int) -> None:
+        self._tokens_per_batch = tokens_per_batch
+
+    @contextmanager
+    def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
+        """Load the teacher in `folder`; it is dropped when the context closes."""
+        yield InProcessScorer(load_engine(folder, contract, tokens_per_batch=self._tokens_per_batch))

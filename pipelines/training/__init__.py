@@ -1,0 +1,1 @@
+"""One loop that trains a student or a ranker from lists: batches, losses, checkpoints."""

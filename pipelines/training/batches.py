@@ -1,0 +1,155 @@
+"""From ranked rows to tensors: which candidates of a list are used, which one is the positive, every text once.
+
+Enters: `RankedRow`s with their stream positions. Leaves: `ListBatch`es. What a row contributes depends on
+(seed, epoch, ordinal) only, so a resumed run draws what the uninterrupted one would have.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipelines.corpus.dataset import Dataset
+from pipelines.ranked.tail import RankedRow, StreamPosition
+
+__all__ = ["ChosenList", "ListBatch", "PositiveRule", "batches", "choose"]
+
+
+@dataclass(frozen=True)
+class PositiveRule:
+    """Where the positive of an unlabelled query comes from."""
+
+    teacher_top: bool
+    min_confidence: float
+    """Softmax probability over the whole list that the teacher's best candidate must reach."""
+
+
+@dataclass(frozen=True)
+class ChosenList:
+    """The candidates of one query that take part in a step, in list order."""
+
+    query_id: str
+    doc_ids: tuple[str, ...]
+    teacher_logits: npt.NDArray[np.float32]
+    judged_positive: npt.NDArray[np.bool_]
+    positive: int
+    """Column of the positive, or -1 if the query has none."""
+    other_positives: tuple[str, ...]
+    """Judged positives left out of the list; never to serve as negatives for this query."""
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """Q queries with up to K candidates each over N distinct documents."""
+
+    query_texts: list[str]
+    document_texts: list[str]
+    columns: Tensor
+    """int64 [Q, K], rows of `document_texts`; 0 where `mask` is False."""
+    mask: Tensor
+    """bool [Q, K], True where there is a candidate."""
+    teacher_logits: Tensor
+    """float32 [Q, K], 0 where `mask` is False."""
+    judged_positive: Tensor
+    """bool [Q, K]."""
+    positive: Tensor
+    """int64 [Q], column of the positive in the list, -1 for none."""
+    excluded: Tensor
+    """bool [Q, N], documents that must not be in-batch negatives: other positives and copies of the positive."""
+
+
+def choose(row: RankedRow, *, width: int, rule: PositiveRule, rng: np.random.Generator) -> ChosenList | None:
+    """At most `width` candidates: one positive if there is one, half of the rest hardest first, the others at random.
+
+    Returns None for a row from which nothing can be learned: fewer than two candidates.
+    """
+    gold = np.flatnonzero(row.relevance > 0)
+    if len(gold):
+        positive_row = int(rng.choice(gold))
+    elif rule.teacher_top and len(row.doc_ids) and _confidence(row.teacher_logits) >= rule.min_confidence:
+        positive_row = int(row.teacher_logits.argmax())
+    else:
+        positive_row = -1
+    others = np.array([i for i in range(len(row.doc_ids)) if i != positive_row and i not in gold], dtype=np.int64)
+    room = width - (positive_row >= 0)
+    hardest = others[: (room + 1) // 2]
+    drawn = rng.permutation(others[len(hardest) :])[: room - len(hardest)]
+    chosen = np.sort(np.concatenate([hardest, drawn, [positive_row] if positive_row >= 0 else []]).astype(np.int64))
+    if len(chosen) < 2:
+        return None
+    return ChosenList(
+        query_id=row.query_id,
+        doc_ids=tuple(row.doc_ids[i] for i in chosen),
+        teacher_logits=row.teacher_logits[chosen],
+        judged_positive=row.relevance[chosen] > 0,
+        positive=int(np.flatnonzero(chosen == positive_row)[0]) if positive_row >= 0 else -1,
+        other_positives=tuple(row.doc_ids[i] for i in gold if i != positive_row),
+    )
+
+
+def _confidence(logits: npt.NDArray[np.float32]) -> float:
+    return float(1.0 / np.exp(logits.astype(np.float64) - logits.max()).sum())
+
+
+def batches(
+    rows: Iterable[tuple[RankedRow, StreamPosition]],
+    dataset: Dataset,
+    *,
+    queries_per_step: int,
+    width: int,
+    rule: PositiveRule,
+    seed: int,
+    start: StreamPosition,
+) -> Iterator[tuple[ListBatch, StreamPosition]]:
+    """Batches of `queries_per_step` usable rows (the last may be smaller), each with the position after it."""
+    chosen: list[ChosenList] = []
+    here = following = start
+    for row, following in rows:
+        picked = choose(row, width=width, rule=rule, rng=np.random.default_rng((seed, here.epoch, here.ordinal)))
+        here = following
+        if picked is not None:
+            chosen.append(picked)
+        if len(chosen) == queries_per_step:
+            yield _collate(chosen, dataset), following
+            chosen = []
+    if chosen:
+        yield _collate(chosen, dataset), following
+
+
+def _collate(lists: list[ChosenList], dataset: Dataset) -> ListBatch:
+    place: dict[str, int] = {}
+    for item in lists:
+        for doc_id in item.doc_ids:
+            place.setdefault(doc_id, len(place))
+    texts = [dataset.passage(doc_id) for doc_id in place]
+    shape = (len(lists), max(len(item.doc_ids) for item in lists))
+    columns = torch.zeros(shape, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    teacher = torch.zeros(shape, dtype=torch.float32)
+    judged = torch.zeros(shape, dtype=torch.bool)
+    excluded = torch.zeros((len(lists), len(texts)), dtype=torch.bool)
+    for query, item in enumerate(lists):
+        size = len(item.doc_ids)
+        columns[query, :size] = torch.tensor([place[doc_id] for doc_id in item.doc_ids])
+        mask[query, :size] = True
+        teacher[query, :size] = torch.from_numpy(item.teacher_logits)
+        judged[query, :size] = torch.from_numpy(item.judged_positive)
+        forbidden = {dataset.passage(doc_id) for doc_id in item.other_positives}
+        if item.positive >= 0:
+            forbidden.add(dataset.passage(item.doc_ids[item.positive]))
+        excluded[query] = torch.tensor([text in forbidden for text in texts])
+        if item.positive >= 0:
+            excluded[query, place[item.doc_ids[item.positive]]] = False
+    return ListBatch(
+        query_texts=[dataset.query_text(item.query_id) for item in lists],
+        document_texts=texts,
+        columns=columns,
+        mask=mask,
+        teacher_logits=teacher,
+        judged_positive=judged,
+        positive=torch.tensor([item.positive for item in lists], dtype=torch.int64),
+        excluded=excluded,
+    )

@@ -1,0 +1,61 @@
+"""The honest control: the same student, same steps, same candidates, trained on labels alone.
+
+Enters: the mined candidates of the labelled queries. Leaves: a student that never saw a teacher's score. What
+distillation is worth is the distance to this one, not to the untrained student.
+"""
+
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+
+from pipelines.corpus.dataset import Dataset
+from pipelines.devices import resolve_dtype, seed_everything
+from pipelines.objective_terms import InfoNCE
+from pipelines.ranked.tail import StreamPosition
+from pipelines.spec import DistillationSpec
+from pipelines.student.model import DualEncoder
+from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.labelled import labelled_rows
+from pipelines.training.loop import LoopSettings, StepReport, train
+from pipelines.training.student_loss import student_losses
+
+__all__ = ["train_label_only"]
+
+_GOLD_ONLY = PositiveRule(teacher_top=False, min_confidence=1.0)
+
+
+def train_label_only(
+    student: DualEncoder,
+    dataset: Dataset,
+    labelled: pa.Table,
+    spec: DistillationSpec,
+    settings: LoopSettings,
+    *,
+    on_step: Callable[[StepReport], None] = lambda _: None,
+) -> None:
+    """Train `student` in place, as many steps as the job: InfoNCE over gold positive, listed and in-batch negatives.
+
+    The temperature is that of the job's own `info_nce` term, or its default.
+    """
+    seed_everything(spec.seed)
+    terms = [term for term in spec.training.objective if isinstance(term, InfoNCE)] or [InfoNCE(name="info_nce")]
+    dtype = resolve_dtype(spec.training.dtype, device_type=student.device.type)
+
+    def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
+        return batches(
+            labelled_rows(labelled, start=start, seed=spec.seed),
+            dataset,
+            queries_per_step=spec.training.queries_per_step,
+            width=spec.training.candidates_per_query,
+            rule=_GOLD_ONLY,
+            seed=spec.seed,
+            start=start,
+        )
+
+    train(
+        student,
+        lambda batch: student_losses(student, batch, terms[:1], dtype=dtype),
+        open_batches,
+        settings,
+        on_step=on_step,
+    )

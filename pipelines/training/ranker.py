@@ -1,0 +1,89 @@
+"""The ranker's side of a step: a cross-encoder learns to put the positive above sampled hard negatives.
+
+Enters: a sequence-classification model and a `ListBatch` whose queries all have a positive. Leaves: listwise softmax
+cross-entropy (AR2's ranker loss, arXiv 2110.03611: the positive against its negatives, mean over queries).
+`new_ranker` starts one from any encoder checkpoint; the finished folder is loaded by `teacher.loading` like any other.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.devices import torch_dtype
+from pipelines.teacher.loading import check_vocabulary
+from pipelines.training.batches import ListBatch
+
+__all__ = ["new_ranker", "ranker_losses", "save_ranker"]
+
+
+def new_ranker(folder: Path, *, dropout: float, device: torch.device) -> tuple[Any, Any]:
+    """A one-logit cross-encoder over the checkpoint in `folder` (its head is new where it has none), and its tokenizer.
+
+    Raises:
+        ModelError: the tokenizer does not fit the embedding.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config.num_labels = 1
+    for name in (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "attention_dropout",
+    ):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_vocabulary(tokenizer, model, folder)
+    return model.to(device), tokenizer
+
+
+def ranker_losses(model: Any, tokenizer: Any, batch: ListBatch, *, max_length: int, dtype: str) -> dict[str, Tensor]:
+    """`{"loss": cross-entropy of the positive's column, mean over queries}`.
+
+    Raises:
+        ValueError: a query of the batch has no positive.
+    """
+    if bool((batch.positive < 0).any()):
+        raise ValueError("a ranker batch holds a query without a positive")
+    device = next(model.parameters()).device
+    mask = batch.mask.to(device)
+    cells = batch.mask.nonzero().tolist()
+    tokens = tokenizer(
+        [batch.query_texts[query] for query, _ in cells],
+        [batch.document_texts[int(batch.columns[query, column])] for query, column in cells],
+        truncation="only_second",
+        max_length=max_length,
+        padding=True,
+        return_tensors="pt",
+    ).to(device)
+    with torch.autocast(device.type, dtype=torch_dtype(dtype), enabled=dtype != "fp32"):
+        logits = model(**tokens).logits[:, 0].float()
+    scores = torch.full(batch.mask.shape, torch.finfo(torch.float32).min, device=device).masked_scatter(mask, logits)
+    return {"loss": functional.cross_entropy(scores, batch.positive.to(device))}
+
+
+def save_ranker(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the ranker as a Hugging Face folder, safetensors only, replaced whole."""
+    scratch = folder.with_name(f".{folder.name}.partial")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    model.save_pretrained(scratch, safe_serialization=True)
+    tokenizer.save_pretrained(scratch)
+    if folder.exists():
+        shutil.rmtree(folder)
+    scratch.rename(folder)

@@ -1,0 +1,123 @@
+"""Get the teacher that a job asks for: as it is, or fine-tuned on the labelled queries, trained once and kept.
+
+Enters: a `TeacherSpec`, labelled candidates. Leaves: a folder with a usable cross-encoder and its score contract.
+A trained teacher is filed under the hash of everything that decided it, so a second job with the same data and
+settings finds it, and with it every score made under its contract.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.corpus.dataset import Dataset
+from pipelines.devices import resolve_device, resolve_dtype, seed_everything
+from pipelines.journal import Journal
+from pipelines.model_files import weights_hash
+from pipelines.ranked.tail import StreamPosition
+from pipelines.spec import RankerTrainingSpec, TeacherSpec
+from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.labelled import labelled_rows
+from pipelines.training.loop import LoopSettings, StepReport, train
+from pipelines.training.ranker import new_ranker, ranker_losses, save_ranker
+
+__all__ = ["learn_teacher", "teacher_key"]
+
+_GOLD_ONLY = PositiveRule(teacher_top=False, min_confidence=1.0)
+
+
+def teacher_key(base: Path, dataset: Dataset, labelled: pa.Table, spec: TeacherSpec, *, seed: int) -> str:
+    """32 hex digits naming the trained teacher: base weights, texts, lists with their labels, settings, seed."""
+    lists = [
+        (query_id, [(item["doc_id"], item["relevance"]) for item in items])
+        for query_id, items in zip(labelled["query_id"].to_pylist(), labelled["candidates"].to_pylist(), strict=True)
+    ]
+    settings = spec.train.model_dump(mode="json") if spec.train else None
+    parts = [weights_hash(base), dataset.fingerprint, lists, settings, spec.max_length, seed]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def learn_teacher(
+    base: Path,
+    dataset: Dataset,
+    labelled: pa.Table,
+    spec: TeacherSpec,
+    *,
+    seed: int,
+    folder: Path,
+    journal: Journal,
+) -> Path:
+    """Fine-tune the checkpoint in `base` on `labelled` (candidates with judged positives), or find it in `folder`.
+
+    Returns:
+        The folder of the finished teacher: `folder/<key>/model`.
+    """
+    if spec.train is None:
+        raise ValueError("the spec does not ask for a trained teacher")
+    key = teacher_key(base, dataset, labelled, spec, seed=seed)
+    finished = folder / key / "model"
+    if finished.is_dir():
+        journal.event("teacher.reused", f"the teacher {key[:12]} was already trained", key=key)
+        return finished
+    journal.event("teacher.training.started", f"fine-tuning the teacher on {len(labelled)} labelled queries", key=key)
+    _train(base, dataset, labelled, spec, spec.train, seed=seed, work=folder / key, journal=journal)
+    journal.event("teacher.training.finished", f"the teacher {key[:12]} is trained", key=key)
+    return finished
+
+
+def _train(
+    base: Path,
+    dataset: Dataset,
+    labelled: pa.Table,
+    spec: TeacherSpec,
+    ranking: RankerTrainingSpec,
+    *,
+    seed: int,
+    work: Path,
+    journal: Journal,
+) -> None:
+    device = resolve_device()
+    seed_everything(seed)
+    model, tokenizer = new_ranker(base, dropout=ranking.dropout, device=device)
+    dtype = resolve_dtype(ranking.dtype, device_type=device.type)
+
+    def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
+        return batches(
+            labelled_rows(labelled, start=start, seed=seed),
+            dataset,
+            queries_per_step=ranking.lists_per_step,
+            width=ranking.negatives_per_list + 1,
+            rule=_GOLD_ONLY,
+            seed=seed,
+            start=start,
+        )
+
+    def on_step(report: StepReport) -> None:
+        journal.check_cancelled()
+        journal.progress(
+            teacher_step=report.step,
+            teacher_total_steps=report.total_steps,
+            teacher_loss=report.losses["loss"],
+        )
+
+    settings = LoopSettings(
+        total_steps=ranking.max_steps,
+        learning_rate=ranking.learning_rate,
+        warmup_ratio=ranking.warmup_ratio,
+        weight_decay=ranking.weight_decay,
+        max_grad_norm=1.0,
+        checkpoint_every_steps=50,
+    )
+    checkpoints = Checkpoints(work / "checkpoints", run_fingerprint=work.name, keep=1)
+    train(
+        model,
+        lambda batch: ranker_losses(model, tokenizer, batch, max_length=spec.max_length, dtype=dtype),
+        open_batches,
+        settings,
+        on_step=on_step,
+        checkpoints=checkpoints,
+    )
+    save_ranker(model, tokenizer, work / "model")

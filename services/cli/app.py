@@ -1,0 +1,213 @@
+"""The command line: every command in one place, each a few lines over a module that does the work."""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import PipelineError
+from pipelines.spec import SpecError, load_spec
+from services.cli.client import GatewayClient, RequestRefused
+from services.cli.results import print_result
+from services.errors import ServiceError
+from services.settings import GATEWAY_PORT, RAY_DASHBOARD_PORT
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+jobs = typer.Typer(no_args_is_help=True, help="Look at jobs and cancel them.")
+app.add_typer(jobs, name="jobs")
+console = Console()
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="The job's id, as `submit` printed it.")]
+Url = Annotated[str, typer.Option(envvar="DUALDISTILL_URL", help="Where the gateway is.")]
+Root = Annotated[Path, typer.Option(help="Where everything is written.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, e.g. dataset.path=FOLDER."),
+]
+_LOCAL_URL = f"http://127.0.0.1:{GATEWAY_PORT}"
+_LOCAL_ROOT = Path(".dualdistill/local")
+T = TypeVar("T")
+
+
+@app.callback()
+def main() -> None:
+    """Distil an accurate, slow cross-encoder into a fast dual encoder."""
+
+
+@app.command()
+def up(
+    root: Root = _LOCAL_ROOT,
+    data_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder that jobs may read data and models from; may be repeated.")
+    ] = None,
+    port: Annotated[int, typer.Option(help="Gateway port; another one is taken if it is busy.")] = GATEWAY_PORT,
+    dashboard_port: Annotated[int, typer.Option(help="Ray dashboard port, likewise.")] = RAY_DASHBOARD_PORT,
+    submit: Annotated[
+        Path | None, typer.Option(help="Submit this job, follow it to its end, show its result, and stop.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Start the local stack (Ray, gateway, SQLite) on 127.0.0.1 and stop it again on Ctrl-C."""
+    from services.cli.stack import local_stack
+
+    _refuse_bad_input(lambda: load_spec(submit, _parse(overrides)) if submit else None)
+    _sigterm_is_an_interrupt()
+    data_roots = tuple(folder.resolve() for folder in data_root or [Path()])
+    try:
+        console.print("starting Ray and the gateway ...")
+        with local_stack(root=root.resolve(), data_roots=data_roots, port=port, dashboard_port=dashboard_port) as stack:
+            console.print(f"gateway        {stack.gateway_url}  (API description: {stack.gateway_url}/docs)")
+            console.print(f"Ray dashboard  {stack.dashboard_url}  (asks for the token in {stack.token_file})")
+            if submit is None:
+                console.print("Ctrl-C stops both")
+                threading.Event().wait()
+                return
+            with GatewayClient(stack.gateway_url) as client:
+                succeeded = _submit_and_watch(client, submit, overrides, artifacts_below=stack.root)
+    except ServiceError as error:
+        console.print(f"[red]failed[/]: {error}", highlight=False)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        console.print("\nstopped Ray and the gateway")
+        raise typer.Exit(130) from None
+    console.print("stopped Ray and the gateway")
+    if not succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def submit(job: JobFile, url: Url = _LOCAL_URL, overrides: Overrides = None, watch: bool = False) -> None:
+    """Submit a job to a running gateway; with --watch, follow it to its end."""
+    with GatewayClient(url) as client:
+        if watch:
+            if not _refuse_bad_input(lambda: _submit_and_watch(client, job, overrides)):
+                raise typer.Exit(1)
+        else:
+            created = _refuse_bad_input(lambda: client.submit(_spec(job, overrides)))
+            console.print(created["id"], highlight=False)
+
+
+@app.command()
+def run(
+    job: JobFile,
+    root: Root = _LOCAL_ROOT,
+    data_root: Annotated[Path, typer.Option(help="What dataset.path and model folders are relative to.")] = Path(),
+    overrides: Overrides = None,
+) -> None:
+    """Run a job in this process: no service, no Ray; for notebooks, debugging and small data."""
+    from services.cli.run import run_in_process
+
+    spec = _refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
+    try:
+        artifacts, result = run_in_process(spec, root=root.resolve(), data_root=data_root.resolve(), console=console)
+    except PipelineError as error:
+        console.print(f"[red]failed[/] ({error.reason}): {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    _show(result, artifacts)
+
+
+@jobs.command("list")
+def list_jobs(url: Url = _LOCAL_URL, limit: int = 20) -> None:
+    """The newest jobs."""
+    with GatewayClient(url) as client:
+        found = _refuse_bad_input(lambda: client.jobs(limit))
+    table = Table("id", "name", "status", "phase")
+    for job in found:
+        table.add_row(job["id"], job["name"], job["status"], job["phase"] or "")
+    console.print(table)
+
+
+@jobs.command("show")
+def show_job(job_id: JobId, url: Url = _LOCAL_URL) -> None:
+    """One job as JSON."""
+    with GatewayClient(url) as client:
+        console.print_json(data=_refuse_bad_input(lambda: client.job(job_id)))
+
+
+@jobs.command("watch")
+def watch_job(job_id: JobId, url: Url = _LOCAL_URL) -> None:
+    """Follow a job to its end."""
+    with GatewayClient(url) as client:
+        if not _refuse_bad_input(lambda: _watch(client, job_id)):
+            raise typer.Exit(1)
+
+
+@jobs.command("cancel")
+def cancel_job(job_id: JobId, url: Url = _LOCAL_URL) -> None:
+    """Ask for a job's end."""
+    with GatewayClient(url) as client:
+        console.print(_refuse_bad_input(lambda: client.cancel(job_id))["status"])
+
+
+def _spec(job: Path, overrides: list[str] | None) -> dict[str, Any]:
+    return load_spec(job, _parse(overrides)).model_dump(mode="json")
+
+
+def _submit_and_watch(
+    client: GatewayClient, job: Path, overrides: list[str] | None, *, artifacts_below: Path | None = None
+) -> bool:
+    created = client.submit(_spec(job, overrides))
+    console.print(f"submitted      {created['id']}", highlight=False)
+    return _watch(client, created["id"], artifacts_below=artifacts_below)
+
+
+def _watch(client: GatewayClient, job_id: str, *, artifacts_below: Path | None = None) -> bool:
+    from services.cli.watch import watch
+
+    job = watch(client, job_id, console)
+    if job["status"] != "succeeded":
+        error = job["error"] or {"message": job["status"]}
+        console.print(f"[red]{job['status']}[/] ({job['reason']}): {error['message']}", highlight=False, soft_wrap=True)
+        return False
+    _show(job["result"], artifacts_below / "jobs" / job_id / "artifacts" if artifacts_below else None)
+    return True
+
+
+def _show(result: dict[str, Any], artifacts: Path | None) -> None:
+    print_result(result, console)
+    if artifacts:
+        console.print(
+            f"student  {artifacts / 'student'}  (SentenceTransformer loads it)", highlight=False, soft_wrap=True
+        )
+        console.print(f"report   {artifacts / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _parse(pairs: list[str] | None) -> dict[str, str]:
+    parsed: dict[str, str] = {}
+    for pair in pairs or []:
+        field, separator, value = pair.partition("=")
+        if not separator or not field:
+            raise SpecError([("--set", f"needs FIELD=VALUE, got {pair!r}")])
+        parsed[field] = value
+    return parsed
+
+
+def _refuse_bad_input(step: Callable[[], T]) -> T:
+    """Run `step`; what the user can mend is printed field by field, and the command ends with status 2 (or 1)."""
+    try:
+        return step()
+    except (SpecError, RequestRefused) as error:
+        for path, detail in error.problems or [("request", str(error))]:
+            console.print(f"[red]{path}[/]: {detail}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+    except ServiceError as error:
+        console.print(f"[red]failed[/]: {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def _sigterm_is_an_interrupt() -> None:
+    """Leave through the same cleanup on SIGTERM and a closed terminal as on Ctrl-C."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, interrupt)

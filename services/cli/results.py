@@ -1,0 +1,45 @@
+"""Show a finished job's result as a table a person can judge at a glance."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.evaluation.result import EvaluationResult, comparison
+
+__all__ = ["print_result"]
+
+_TITLES = {
+    "bm25": "BM25",
+    "student_before": "student before",
+    "label_only": "student, labels only (control)",
+    "student_after": "student after distillation",
+    "teacher_rerank": "teacher re-ranking",
+}
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """Print the systems' measures, the share of the gap closed, and whether the gains are beyond noise."""
+    if result["evaluation"] is None:
+        console.print("no test split was named, so nothing was measured")
+        return
+    evaluation = EvaluationResult.from_dict(result["evaluation"])
+    measures = list(next(iter(evaluation.systems.values())))
+    table = Table(title=f"{evaluation.num_queries} held-out queries, {evaluation.num_documents} documents")
+    table.add_column("system")
+    for measure in measures:
+        table.add_column(measure, justify="right")
+    for system, values in evaluation.systems.items():
+        style = "bold" if system == "student_after" else None
+        table.add_row(_TITLES[system], *(f"{values[measure]:.3f}" for measure in measures), style=style)
+    console.print(table)
+    if evaluation.gap_closed is not None:
+        console.print(f"share of the teacher-student gap closed (nDCG@10): [bold]{evaluation.gap_closed:.0%}[/]")
+    for other in ("student_before", "label_only"):
+        test = evaluation.comparisons.get(comparison("student_after", other))
+        if test:
+            verdict = "beyond noise" if test.p_value < 0.05 else "not distinguishable from noise"
+            console.print(
+                f"student after distillation against {_TITLES[other]}: {test.mean_difference:+.3f} nDCG@10, "
+                f"p = {test.p_value:.2g} ({verdict})"
+            )

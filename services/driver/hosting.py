@@ -1,0 +1,56 @@
+"""PoolHost: a teacher folder becomes a pool of replicas, by writing down that this job wants it.
+
+Enters: a teacher folder and its contract. Leaves: a `PoolScorer`. The driver deploys nothing itself: it writes the
+desired teacher to the store, the gateway's reconciler renders all desired teachers to Serve, and the pool goes when no
+running job names it any more; so a crashed driver leaves no pool behind.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.journal import Journal
+from pipelines.spec import TeacherSpec
+from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.scorer import PairScorer
+from services.store import DriverSession, Store, Teacher
+from services.teacher_pool.client import PoolScorer, wait_until_running
+from services.teacher_pool.control import application_name
+
+__all__ = ["PoolHost"]
+
+_DEPLOY_DEADLINE_S = 900.0
+_CALLS_PER_REPLICA = 2
+
+
+class PoolHost:
+    """Hosts teachers on the cluster's shared pool."""
+
+    def __init__(self, store: Store, session: DriverSession, spec: TeacherSpec, journal: Journal) -> None:
+        self._store = store
+        self._session = session
+        self._spec = spec
+        self._journal = journal
+
+    @contextmanager
+    def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
+        """Ask for the pool, wait for its first replica, score through it."""
+        name = application_name(contract.fingerprint)
+        self._store.put_teacher(
+            Teacher(
+                name=name,
+                model_dir=str(folder),
+                contract=contract.to_dict(),
+                replicas=self._spec.replicas,
+                cpus_per_replica=self._spec.cpus_per_replica,
+                gpus_per_replica=self._spec.gpus_per_replica,
+                tokens_per_batch=self._spec.tokens_per_batch,
+            )
+        )
+        self._session.set_teacher(name)
+        self._journal.event(
+            "teacher_pool.requested", f"asked for {self._spec.replicas} replicas of {name}", teacher=name
+        )
+        running = wait_until_running(name, deadline_s=_DEPLOY_DEADLINE_S, check=self._journal.check_cancelled)
+        self._journal.event("teacher_pool.ready", f"{name}: {running} replicas are up", teacher=name, running=running)
+        yield PoolScorer(name, contract, weights_version=0, in_flight=_CALLS_PER_REPLICA * self._spec.replicas)

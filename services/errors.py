@@ -1,0 +1,54 @@
+"""Every error that `services` raises on purpose, as one tree.
+
+ServiceError
+├── JobNotFound          no job of that id
+├── StateConflict        the job's status does not allow what was asked
+├── StaleDriver          this driver was replaced: its fencing token is no longer the job's
+├── TeacherPoolError     the pool cannot be deployed or does not answer
+└── RayUnavailable       the Ray cluster's HTTP API does not answer
+"""
+
+__all__ = [
+    "JobNotFound",
+    "RayUnavailable",
+    "ServiceError",
+    "StaleDriver",
+    "StateConflict",
+    "TeacherPoolError",
+]
+
+
+class ServiceError(Exception):
+    """Base of all deliberate errors of `services`."""
+
+    reason = "service_error"
+
+
+class JobNotFound(ServiceError):  # noqa: N818 - read as a state of the world, like KeyError's kin
+    """There is no job of that id."""
+
+    reason = "job_not_found"
+
+
+class StateConflict(ServiceError):  # noqa: N818
+    """The job's status does not allow the transition that was asked for."""
+
+    reason = "state_conflict"
+
+
+class StaleDriver(ServiceError):  # noqa: N818
+    """A newer driver owns the job; this one must stop without writing anything."""
+
+    reason = "stale_driver"
+
+
+class TeacherPoolError(ServiceError):
+    """The teacher pool cannot be deployed, or does not answer within its deadline."""
+
+    reason = "teacher_pool_unavailable"
+
+
+class RayUnavailable(ServiceError):  # noqa: N818
+    """The Ray dashboard's HTTP API cannot be reached or refuses the token."""
+
+    reason = "ray_unavailable"

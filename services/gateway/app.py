@@ -1,0 +1,97 @@
+"""The gateway process: one FastAPI app and the reconciler beside it.
+
+Enters: `Settings` (from the environment when run by `uvicorn --factory services.gateway.app:create_app`).
+Leaves: an ASGI app. Everything with a connection is made here, can be given instead (tests do), and is closed
+when the app stops.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+
+from services.gateway import artifacts, events, health, jobs, problems
+from services.gateway.body_limit import BodyLimit
+from services.gateway.context import GatewayContext
+from services.gateway.ray_jobs import RayJobs
+from services.gateway.reconciler import Reconciler, TeacherPool
+from services.gateway.request_id import RequestId
+from services.settings import Settings
+from services.store import ReconcilerSession, Store
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_MAX_BODY_BYTES = 1 << 20
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    ray: RayJobs | None = None,
+    teachers: TeacherPool | None = None,
+    reconcile: bool = True,
+    poll_s: float = 0.5,
+) -> FastAPI:
+    """Build the app. `reconcile=False` leaves the reconciler out: this process then only answers requests."""
+    settings = settings or Settings.from_environment()
+    store = Store(settings.database_url)
+    ray = ray or RayJobs(settings.ray_dashboard_url, settings.ray_token)
+    teachers = teachers or _serve_control(settings)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    reconciler = Reconciler(session=ReconcilerSession(store, owner), ray=ray, teachers=teachers, settings=settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(store.migrate)
+        stop = asyncio.Event()
+        task = asyncio.create_task(_reconcile(reconciler, stop)) if reconcile else None
+        try:
+            yield
+        finally:
+            stop.set()
+            if task is not None:
+                await task
+            ray.close()
+            store.close()
+
+    app = FastAPI(
+        title="dualdistill",
+        summary="Distil a cross-encoder into a dual encoder.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from a CDN; /openapi.json stays
+        redoc_url=None,
+    )
+    app.state.context = GatewayContext(settings=settings, store=store, ray=ray, poll_s=poll_s)
+    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES)
+    app.add_middleware(RequestId)  # added last, so the outermost: a refused body has an id too
+    problems.install(app)
+    for module in (jobs, events, artifacts, health):
+        app.include_router(module.router)
+    return app
+
+
+def _serve_control(settings: Settings) -> TeacherPool:
+    from services.teacher_pool.control import ServeControl  # noqa: PLC0415 - a gateway given another needs none
+
+    return ServeControl(settings.ray_dashboard_url, settings.ray_token)
+
+
+async def _reconcile(reconciler: Reconciler, stop: asyncio.Event) -> None:
+    """Tick until told to stop; a tick that is under way is finished."""
+    while not stop.is_set():
+        try:
+            await asyncio.to_thread(reconciler.tick)
+        except Exception:  # noqa: BLE001 - logged; jobs wait for the next tick, none waits for a restart
+            _log.exception("the reconciler's tick failed; trying again")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _TICK_S)
+    with contextlib.suppress(Exception):  # the lease runs out by itself when the database is away
+        await asyncio.to_thread(reconciler.session.resign)

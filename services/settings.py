@@ -1,0 +1,60 @@
+"""Operator settings, read once from the environment; nothing a user sends ever ends up here.
+
+Every process (gateway, driver, replica) reads the same variables, so one env block configures a deployment.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["GATEWAY_PORT", "RAY_DASHBOARD_PORT", "Settings"]
+
+GATEWAY_PORT = 8400
+RAY_DASHBOARD_PORT = 8265
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where things are and how long to wait. Durations are in seconds."""
+
+    root: Path
+    """Everything dualdistill writes: ranked lists, teachers, job artefacts, the SQLite file."""
+    database_url: str
+    data_roots: tuple[Path, ...]
+    """Folders below which `dataset.path` and local model folders of jobs must lie."""
+    ray_dashboard_url: str
+    ray_token: str | None
+    heartbeat_timeout_s: float
+    """A running job whose driver has been silent for this long is taken from it and started again."""
+    cancel_grace_s: float
+    """How long a cancelled driver may take to stop by itself before its Ray Job is stopped."""
+    max_attempts: int
+    """Drivers started for one job before it fails with reason `driver_lost`."""
+    driver_cpus: float
+    """CPUs booked for a driver (it trains the student in process); its torch threads follow."""
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """Read `DUALDISTILL_*`, and Ray's own token variables (`RAY_AUTH_TOKEN`, `RAY_AUTH_TOKEN_PATH`)."""
+        env = os.environ
+        root = Path(env.get("DUALDISTILL_ROOT", ".dualdistill/local")).resolve()
+        roots = env.get("DUALDISTILL_DATA_ROOTS", str(Path.cwd())).split(os.pathsep)
+        return cls(
+            root=root,
+            database_url=env.get("DUALDISTILL_DATABASE_URL", f"sqlite:///{root / 'dualdistill.db'}"),
+            data_roots=tuple(Path(item).resolve() for item in roots if item),
+            ray_dashboard_url=env.get("DUALDISTILL_RAY_DASHBOARD_URL", "http://127.0.0.1:8265"),
+            ray_token=_ray_token(),
+            heartbeat_timeout_s=float(env.get("DUALDISTILL_HEARTBEAT_TIMEOUT_S", "120")),
+            cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),
+            max_attempts=int(env.get("DUALDISTILL_MAX_ATTEMPTS", "3")),
+            driver_cpus=float(env.get("DUALDISTILL_DRIVER_CPUS", "1")),
+        )
+
+
+def _ray_token() -> str | None:
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token.strip()
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path).read_text(encoding="utf-8").strip()
+    return None

@@ -1,0 +1,170 @@
+"""How a driver writes: as the holder of one fencing token, refused as soon as a newer driver exists.
+
+Every write locks the job's row and goes through only while the row still carries this session's token and the
+job is running or cancelling; otherwise it raises `StaleDriver` and changes nothing. A driver that was paused
+for an hour, cut off from the network or killed too late can therefore do no harm: it learns at its next write
+that it has to stop.
+
+Safe to use from several threads (a heartbeat thread beside the training loop). Short outages of the database
+are waited out; ends (`succeed`, `fail`, `mark_cancelled`) may be repeated after a commit whose answer was
+lost.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import stamina
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from services.errors import ServiceError, StaleDriver
+from services.store.models import JobRow, TeacherRow
+from services.store.records import Job
+from services.store.statuses import ACTIVE
+from services.store.store import Store, job_record
+from services.store.transitions import add_event, enter_phase, lock_job, set_status
+
+__all__ = ["DriverSession"]
+
+_OUTAGE_S = 45.0  # well below the heartbeat timeout: a driver that waits longer is taken for lost anyway
+
+_outlasting_outages = stamina.retry(on=OperationalError, attempts=None, timeout=_OUTAGE_S)
+"""Repeats a session method while the database restarts or is locked."""
+
+
+class DriverSession:
+    """One driver's hold on one job."""
+
+    def __init__(self, store: Store, job_id: str, fencing_token: int) -> None:
+        self._store = store
+        self._job_id = job_id
+        self._token = fencing_token
+
+    @_outlasting_outages
+    def start(self) -> Job:
+        """Take the job over from the reconciler that submitted this driver, and read it."""
+        with self._owned() as (session, row):
+            now = self._store.clock()
+            row.started_at = row.started_at if row.started_at is not None else now
+            row.heartbeat_at = now
+            # A running driver is the proof of submission, even if the submitter died before noting it.
+            row.ray_submission_id = row.ray_submission_id or f"{self._job_id}-{self._token}"
+            row.lease_owner = row.lease_expires_at = None
+            data = {"attempt": row.attempt, "fencing_token": self._token}
+            add_event(session, row, "driver.started", f"driver {row.attempt} started", now=now, data=data)
+            session.flush()
+            return job_record(row)
+
+    @_outlasting_outages
+    def heartbeat(self) -> None:
+        """Say that the driver lives."""
+        with self._owned() as (_, row):
+            row.heartbeat_at = self._store.clock()
+
+    @_outlasting_outages
+    def cancel_requested(self) -> bool:
+        """Whether somebody asked for the job's end; a read, cheap enough for every batch."""
+        with self._store.reading() as session:
+            row = session.get(JobRow, self._job_id)
+            if row is None or not self._owns(row):
+                raise self._stale(row)
+            return row.status == "cancelling"
+
+    @_outlasting_outages
+    def set_phase(self, phase: str) -> None:
+        """Close the current phase and open `phase`; the one already open stays open."""
+        with self._owned() as (session, row):
+            if row.phase == phase:
+                return
+            now = self._store.clock()
+            enter_phase(row, phase, now=now)
+            data = {"phase": phase, "attempt": row.attempt}
+            add_event(session, row, "job.phase", phase, now=now, data=data)
+
+    @_outlasting_outages
+    def set_progress(self, progress: dict[str, Any]) -> None:
+        """Merge top-level keys into the job's progress; a NaN or infinity raises ValueError."""
+        with self._owned() as (_, row):
+            row.progress = {**row.progress, **progress}
+
+    @_outlasting_outages
+    def event(self, type_: str, message: str, data: dict[str, Any] | None = None, *, level: str = "info") -> None:
+        """Write an event; `level` is info, warn or error."""
+        with self._owned() as (session, row):
+            add_event(session, row, type_, message, now=self._store.clock(), data=data, level=level)
+
+    @_outlasting_outages
+    def set_teacher(self, name: str) -> None:
+        """Name the teacher pool the job needs from now on; `put_teacher` must have come first."""
+        with self._owned() as (session, row):
+            if session.get(TeacherRow, name) is None:
+                raise ServiceError(f"there is no teacher {name!r}: put_teacher comes before set_teacher")
+            row.teacher_name = name
+
+    @_outlasting_outages
+    def succeed(self, result: dict[str, Any]) -> str:
+        """End well, and return the status the job ended in.
+
+        That is `cancelled` when a cancel was accepted before: then the result is not kept.
+        """
+
+        def finish(session: Session, row: JobRow, now: float) -> None:
+            row.result = result
+            set_status(session, row, "succeeded", now=now)
+
+        return self._finish("succeeded", finish)
+
+    @_outlasting_outages
+    def fail(self, reason: str, message: str, *, param: str | None = None) -> str:
+        """End badly, with a machine word and a sentence a user understands; returns the final status."""
+
+        def finish(session: Session, row: JobRow, now: float) -> None:
+            set_status(session, row, "failed", now=now, reason=reason, message=message)
+            row.error = {"code": reason, "message": message, "param": param}
+
+        return self._finish("failed", finish, note=f"{reason}: {message}")
+
+    @_outlasting_outages
+    def mark_cancelled(self) -> str:
+        """End because it was asked for; returns the final status.
+
+        Raises:
+            StateConflict: nobody asked.
+        """
+
+        def finish(session: Session, row: JobRow, now: float) -> None:
+            set_status(session, row, "cancelled", now=now, reason="cancelled_by_user")
+
+        return self._finish("cancelled", finish)
+
+    def _finish(self, wanted: str, finish: Callable[[Session, JobRow, float], None], note: str | None = None) -> str:
+        with self._store.writing() as session:
+            row = lock_job(session, self._job_id)
+            if row is not None and row.fencing_token == self._token and row.status == wanted:
+                return wanted  # said before: the commit went through and only its answer was lost
+            if row is None or not self._owns(row):
+                raise self._stale(row)
+            now = self._store.clock()
+            if row.status == "cancelling":
+                if note is not None:
+                    add_event(session, row, "driver.failed", note, now=now, level="error")
+                set_status(session, row, "cancelled", now=now, reason="cancelled_by_user")
+            else:
+                finish(session, row, now)
+            return row.status
+
+    @contextmanager
+    def _owned(self) -> Iterator[tuple[Session, JobRow]]:
+        with self._store.writing() as session:
+            row = lock_job(session, self._job_id)
+            if row is None or not self._owns(row):
+                raise self._stale(row)
+            yield session, row
+
+    def _owns(self, row: JobRow) -> bool:
+        return row.fencing_token == self._token and row.status in ACTIVE
+
+    def _stale(self, row: JobRow | None) -> StaleDriver:
+        found = "is gone" if row is None else f"is {row.status} under token {row.fencing_token}"
+        return StaleDriver(f"job {self._job_id} {found}; this driver holds token {self._token} and must stop")

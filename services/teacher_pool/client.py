@@ -1,0 +1,123 @@
+"""PoolScorer: a `PairScorer` whose pairs are scored by the replicas of one Serve application.
+
+Enters: score requests, pulled lazily. Leaves: logits as they finish. The number of calls in flight is bounded (slow
+replicas are simply given less), every call has a deadline, and calls that a dying or full replica did not finish are
+repeated: scoring is pure, so repeating is safe. Errors of the science (a query too long) are not repeated.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import stamina
+from ray import serve
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from pipelines.errors import ContractError
+from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.scorer import ScoreRequest
+from services.errors import TeacherPoolError
+from services.teacher_pool.replica import DEPLOYMENT_NAME
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+__all__ = ["PoolScorer", "wait_until_running"]
+
+_TRANSIENT = (ActorDiedError, ActorUnavailableError, BackPressureError, DeploymentUnavailableError, TimeoutError)
+_ATTEMPTS = 10
+_CALL_DEADLINE_S = 600.0
+
+
+class PoolScorer:
+    """Scores through the Serve application `name`, `in_flight` calls at a time."""
+
+    def __init__(self, name: str, contract: ScoreContract, *, weights_version: int, in_flight: int) -> None:
+        self._contract = contract
+        self._weights_version = weights_version
+        self._in_flight = in_flight
+        self._handle: DeploymentHandle = serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
+
+    @property
+    def contract(self) -> ScoreContract:
+        """What every reply is checked against."""
+        return self._contract
+
+    @property
+    def weights_version(self) -> int:
+        """The version of the weights that the job asked for."""
+        return self._weights_version
+
+    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(key, logits) per request, in the order in which they finish.
+
+        Raises:
+            TeacherPoolError: a call failed on every attempt.
+            ContractError: a replica scores under another contract than the job's.
+        """
+        coming = iter(requests)
+        with ThreadPoolExecutor(max_workers=self._in_flight, thread_name_prefix="pool-call") as pool:
+            running: set[Future[tuple[int, npt.NDArray[np.float32]]]] = set()
+            try:
+                running |= {pool.submit(self._score, request) for request in islice(coming, self._in_flight)}
+                while running:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    running |= {pool.submit(self._score, request) for request in islice(coming, len(done))}
+                    for call in done:
+                        yield call.result()
+            finally:
+                for call in running:
+                    call.cancel()
+
+    def _score(self, request: ScoreRequest) -> tuple[int, npt.NDArray[np.float32]]:
+        if not request.queries:
+            return request.key, np.empty(0, dtype=np.float32)
+        try:
+            for attempt in stamina.retry_context(
+                on=_TRANSIENT, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=15.0
+            ):
+                with attempt:
+                    reply = self._handle.score.remote(request.queries, request.passages)
+                    fingerprint, logits = reply.result(timeout_s=_CALL_DEADLINE_S)
+        except _TRANSIENT as error:
+            raise TeacherPoolError(
+                f"{len(request.queries)} pairs could not be scored in {_ATTEMPTS} attempts: {error}"
+            ) from error
+        if fingerprint != self._contract.fingerprint:
+            raise ContractError(
+                f"a replica scores under contract {fingerprint}, the job's is {self._contract.fingerprint}"
+            )
+        return request.key, np.asarray(logits, dtype=np.float32)
+
+
+def wait_until_running(name: str, *, deadline_s: float, check: Callable[[], None]) -> int:
+    """Wait until the application `name` has a running replica; returns how many it has.
+
+    Args:
+        name: the Serve application.
+        deadline_s: seconds to wait.
+        check: called between looks; may raise to stop waiting (cancellation).
+
+    Raises:
+        TeacherPoolError: the application failed to deploy, or no replica came up in time; says what Serve says.
+    """
+    until = time.monotonic() + deadline_s
+    message = "Serve does not know it yet"
+    while time.monotonic() < until:
+        check()
+        application = serve.status().applications.get(name)
+        if application is not None:
+            deployment = application.deployments.get(DEPLOYMENT_NAME)
+            running = int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+            if running:
+                return running
+            message = (deployment.message if deployment else "") or application.message or str(application.status)
+            if application.status == "DEPLOY_FAILED":
+                raise TeacherPoolError(f"teacher pool {name} failed to deploy: {message}")
+        time.sleep(0.5)
+    raise TeacherPoolError(f"teacher pool {name} had no running replica after {deadline_s:.0f} s: {message}")

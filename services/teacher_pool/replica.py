@@ -1,0 +1,58 @@
+"""One replica of a teacher: a `TeacherEngine` behind Ray Serve.
+
+Enters: pairs, one call at a time through the engine (a second call may wait, so that the next batch is already here).
+Leaves: raw logits and the fingerprint of the contract they were made under. Which teacher to be comes as `user_config`,
+so that new weights can be loaded in place, without a new process.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from ray import serve
+
+from pipelines.devices import use_threads
+from pipelines.model_files import quiet_loading
+from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.engine import TeacherEngine, load_engine
+
+__all__ = ["DEPLOYMENT_NAME", "app"]
+
+DEPLOYMENT_NAME = "TeacherReplica"
+
+
+@serve.deployment(name=DEPLOYMENT_NAME)
+class TeacherReplica:
+    """Scores pairs; configured by `services.teacher_pool.control.user_config`."""
+
+    def __init__(self) -> None:
+        quiet_loading()
+        self._engine: TeacherEngine | None = None
+        self._configured: dict[str, Any] = {}
+        self._turn = asyncio.Lock()
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Become the teacher that `config` describes; calls in progress finish with the old weights."""
+        async with self._turn:
+            if config != self._configured:
+                use_threads(config["num_cpus"])
+                self._engine = await asyncio.to_thread(
+                    load_engine,
+                    Path(config["model_dir"]),
+                    ScoreContract.from_dict(config["contract"]),
+                    tokens_per_batch=config["tokens_per_batch"],
+                )
+                self._configured = config
+
+    async def score(self, queries: list[str], passages: list[str]) -> tuple[str, npt.NDArray[np.float32]]:
+        """(contract fingerprint, raw fp32 logits [n]) of `queries[i]` with `passages[i]`."""
+        async with self._turn:
+            if self._engine is None:
+                raise RuntimeError("the replica was asked to score before it was configured")
+            logits = await asyncio.to_thread(self._engine.score, queries, passages)
+            return self._engine.contract.fingerprint, logits
+
+
+app = TeacherReplica.bind()  # type: ignore[attr-defined] # the decorator makes it a Deployment
