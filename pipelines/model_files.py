@@ -61,7 +61,7 @@ def _from_package(model_id: str) -> Path:
 
 
 def _from_roots(model_id: str, roots: Sequence[Path]) -> Path | None:
-    for root in (*roots, Path()):
+    for root in roots:
         if (root / model_id).is_dir():
             return (root / model_id).resolve()
     if model_id.startswith((".", "/", "~")):

@@ -174,7 +174,11 @@ def _train_student(
 ) -> None:
     spec, training = inputs.spec, inputs.spec.training
     unlabelled = spec.dataset.unlabelled
-    rule = PositiveRule(teacher_top=unlabelled.positive == "teacher_top", min_confidence=unlabelled.min_confidence)
+    rule = PositiveRule(
+        use_labels=training.use_labels,
+        teacher_top=unlabelled.positive == "teacher_top",
+        min_confidence=unlabelled.min_confidence,
+    )
     seed_everything(spec.seed + number)
     dtype = resolve_dtype(training.dtype, device_type=student.device.type)
     curve = inputs.work / "learning_curve.jsonl"

@@ -163,6 +163,8 @@ class TrainingSpec(_Section):
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     queries_per_step: Positive = 16
     candidates_per_query: Annotated[int, Field(ge=2, le=4096)] = 8
+    use_labels: bool = True
+    """False: labels teach the teacher only, and the student treats labelled queries as unlabelled ones."""
     learning_rate: LearningRate = 3e-4
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
@@ -174,6 +176,9 @@ class TrainingSpec(_Section):
 
     @model_validator(mode="after")
     def _some_weight(self) -> Self:
+        names = [term.name for term in self.objective]
+        if len(set(names)) != len(names):
+            raise ValueError(f"objective names a term twice: {names}; its curve could not be told apart")
         if not any(term.weight > 0 for term in self.objective):
             raise ValueError("objective needs at least one term with a weight above 0")
         return self

@@ -32,6 +32,8 @@ class Settings:
     """Drivers started for one job before it fails with reason `driver_lost`."""
     driver_cpus: float
     """CPUs booked for a driver (it trains the student in process); its torch threads follow."""
+    driver_gpus: float
+    """GPUs booked for a driver; 0 trains the student on the CPU of a node without one."""
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -49,6 +51,7 @@ class Settings:
             cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),
             max_attempts=int(env.get("DUALDISTILL_MAX_ATTEMPTS", "3")),
             driver_cpus=float(env.get("DUALDISTILL_DRIVER_CPUS", "1")),
+            driver_gpus=float(env.get("DUALDISTILL_DRIVER_GPUS", "0")),
         )
 
 

@@ -20,8 +20,9 @@ __all__ = ["ChosenList", "ListBatch", "PositiveRule", "batches", "choose"]
 
 @dataclass(frozen=True)
 class PositiveRule:
-    """Where the positive of an unlabelled query comes from."""
+    """Where a query's positive comes from: its labels, else the teacher."""
 
+    use_labels: bool
     teacher_top: bool
     min_confidence: float
     """Softmax probability over the whole list that the teacher's best candidate must reach."""
@@ -66,7 +67,8 @@ def choose(row: RankedRow, *, width: int, rule: PositiveRule, rng: np.random.Gen
 
     Returns None for a row from which nothing can be learned: fewer than two candidates.
     """
-    gold = np.flatnonzero(row.relevance > 0)
+    relevance = row.relevance if rule.use_labels else np.full_like(row.relevance, -1)
+    gold = np.flatnonzero(relevance > 0)
     if len(gold):
         positive_row = int(rng.choice(gold))
     elif rule.teacher_top and len(row.doc_ids) and _confidence(row.teacher_logits) >= rule.min_confidence:
@@ -84,7 +86,7 @@ def choose(row: RankedRow, *, width: int, rule: PositiveRule, rng: np.random.Gen
         query_id=row.query_id,
         doc_ids=tuple(row.doc_ids[i] for i in chosen),
         teacher_logits=row.teacher_logits[chosen],
-        judged_positive=row.relevance[chosen] > 0,
+        judged_positive=relevance[chosen] > 0,
         positive=int(np.flatnonzero(chosen == positive_row)[0]) if positive_row >= 0 else -1,
         other_positives=tuple(row.doc_ids[i] for i in gold if i != positive_row),
     )

@@ -21,7 +21,7 @@ from pipelines.training.student_loss import student_losses
 
 __all__ = ["train_label_only"]
 
-_GOLD_ONLY = PositiveRule(teacher_top=False, min_confidence=1.0)
+_GOLD_ONLY = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 
 
 def train_label_only(

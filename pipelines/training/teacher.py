@@ -26,7 +26,7 @@ from pipelines.training.ranker import new_ranker, ranker_losses, save_ranker
 
 __all__ = ["learn_teacher", "teacher_key"]
 
-_GOLD_ONLY = PositiveRule(teacher_top=False, min_confidence=1.0)
+_GOLD_ONLY = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 
 
 def teacher_key(base: Path, dataset: Dataset, labelled: pa.Table, spec: TeacherSpec, *, seed: int) -> str:

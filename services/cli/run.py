@@ -89,7 +89,7 @@ def run_in_process(
             spec=spec,
             root=root,
             dataset_folder=data_root / spec.dataset.path,
-            model_roots=(data_root,),
+            model_roots=(data_root, Path.cwd()),
             host=InProcessHost(tokens_per_batch=spec.teacher.tokens_per_batch),
             side_task=side_task,
             side_task_cpus=share,

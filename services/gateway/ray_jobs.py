@@ -65,12 +65,13 @@ class RayJobs:
             raise RayUnavailable(f"{self._url} says that job {submission_id} is {status!r}: not a Ray status")
         return RayJob(str(status), str(details.get("message") or ""))
 
-    def submit(self, entrypoint: str, *, submission_id: str, num_cpus: float) -> None:
+    def submit(self, entrypoint: str, *, submission_id: str, num_cpus: float, num_gpus: float) -> None:
         """Start a job. Ask `get` first: Ray answers a submission id that it knows with a server error."""
         body = {
             "entrypoint": entrypoint,
             "submission_id": submission_id,
             "entrypoint_num_cpus": num_cpus,
+            "entrypoint_num_gpus": num_gpus,
             "metadata": {"submitted_by": "dualdistill"},
         }
         self._json(self._send("POST", "/api/jobs/", body))

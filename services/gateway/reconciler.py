@@ -76,6 +76,7 @@ class Reconciler:
                 f"python -m services.driver {job_id} {token}",
                 submission_id=submission_id,
                 num_cpus=self.settings.driver_cpus,
+                num_gpus=self.settings.driver_gpus,
             )
         if not self.session.mark_submitted(job_id, token, submission_id):
             self.ray.stop(submission_id)  # cancelled or claimed anew while Ray was being asked

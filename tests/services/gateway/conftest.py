@@ -1,108 +1,17 @@
-"""A gateway on a real SQLite store, with Ray's Jobs REST API played by a protocol double at the HTTP edge.
+"""A gateway on a real SQLite store, with Ray played at the HTTP edge (see gateway_doubles)."""
 
-The double answers as Ray 2.60 was read and measured to answer: bearer token on everything, 404 with "does not exist",
-HTTP 500 with a traceback for a submission id it knows. The real Ray is in tests/system.
-"""
-
-import json
-import re
 import socket
 import threading
 from contextlib import contextmanager
 
-import httpx
 import pytest
 import uvicorn
+from gateway_doubles import TOKEN, Clock, Pools, RayDouble
 from starlette.testclient import TestClient
 
 from services.gateway.app import create_app
-from services.gateway.ray_jobs import RayJobs
 from services.settings import Settings
 from services.store import Store
-
-TOKEN = "ray-token"
-
-
-class Clock:
-    """Time that moves when a test says so."""
-
-    def __init__(self):
-        self.now = 1_700_000_000.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
-
-
-class RayDouble:
-    """The state behind Ray's Jobs REST API, and switches for how it misbehaves."""
-
-    def __init__(self):
-        self.jobs = {}
-        self.submitted = []
-        self.requests = []
-        self.down = False
-        self.before = lambda _request: None
-        self.after = lambda _request: None
-
-    def transport(self):
-        return httpx.MockTransport(self.answer)
-
-    def client(self):
-        return RayJobs("http://ray.test:8265", TOKEN, transport=self.transport())
-
-    def running(self):
-        return [name for name, job in self.jobs.items() if job["status"] == "RUNNING"]
-
-    def end(self, submission_id, status, message=""):
-        self.jobs[submission_id] = {"status": status, "message": message}
-
-    def answer(self, request):
-        self.requests.append(f"{request.method} {request.url.path}")
-        if self.down:
-            raise httpx.ConnectError("connection refused", request=request)
-        self.before(request)
-        if request.headers.get("authorization") != f"Bearer {TOKEN}":
-            return httpx.Response(401, text="Unauthorized: Missing authentication token")
-        response = self._answer(request)
-        self.after(request)
-        return response
-
-    def _answer(self, request):
-        path = request.url.path
-        if path == "/api/version":
-            return httpx.Response(200, json={"version": "4", "ray_version": "2.60.0"})
-        if request.method == "POST" and path == "/api/jobs/":
-            body = json.loads(request.content)
-            name = body["submission_id"]
-            if name in self.jobs:
-                trace = f"Traceback (most recent call last):\n  ...\nValueError: Job with submission_id {name} exists"
-                return httpx.Response(500, text=trace)
-            self.jobs[name] = {"status": "RUNNING", "message": "Job is currently running."}
-            self.submitted.append(body)
-            return httpx.Response(200, json={"job_id": name, "submission_id": name})
-        match = re.fullmatch(r"/api/jobs/([^/]+)(/stop)?", path)
-        job = self.jobs.get(match[1])
-        if job is None:
-            return httpx.Response(404, text=f"Job {match[1]} does not exist")
-        if match[2]:
-            if job["status"] in {"RUNNING", "PENDING"}:
-                self.end(match[1], "STOPPED", "Job was intentionally stopped.")
-            return httpx.Response(200, json={"stopped": True})
-        return httpx.Response(200, json={"type": "SUBMISSION", "submission_id": match[1], **job})
-
-
-class Pools:
-    """Stands where ServeControl stands: remembers what it was asked to serve."""
-
-    def __init__(self):
-        self.asked = []
-
-    def apply(self, teachers):
-        self.asked.append([teacher.name for teacher in teachers])
-        return True
 
 
 @pytest.fixture
@@ -134,6 +43,7 @@ def settings(tmp_path):
         cancel_grace_s=20,
         max_attempts=3,
         driver_cpus=1.5,
+        driver_gpus=0.5,
     )
 
 

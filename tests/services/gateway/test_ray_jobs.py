@@ -17,7 +17,7 @@ def test_the_requests_are_rays(ray):
     jobs = ray.client()
     jobs.ping()
     assert jobs.get("a-1") is None
-    jobs.submit("python -m services.driver a 1", submission_id="a-1", num_cpus=2.0)
+    jobs.submit("python -m services.driver a 1", submission_id="a-1", num_cpus=2.0, num_gpus=0.5)
     assert jobs.get("a-1") == RayJob("RUNNING", "Job is currently running.")
     jobs.stop("a-1")
     jobs.stop("a-1")
@@ -28,6 +28,7 @@ def test_the_requests_are_rays(ray):
             "entrypoint": "python -m services.driver a 1",
             "submission_id": "a-1",
             "entrypoint_num_cpus": 2.0,
+            "entrypoint_num_gpus": 0.5,
             "metadata": {"submitted_by": "dualdistill"},
         }
     ]
@@ -36,9 +37,9 @@ def test_the_requests_are_rays(ray):
 
 def test_rays_traceback_is_cut_to_its_last_line(ray):
     jobs = ray.client()
-    jobs.submit("x", submission_id="a", num_cpus=1)
+    jobs.submit("x", submission_id="a", num_cpus=1, num_gpus=0)
     with pytest.raises(RayUnavailable, match=r"HTTP 500: ValueError: Job with submission_id a exists$"):
-        jobs.submit("x", submission_id="a", num_cpus=1)
+        jobs.submit("x", submission_id="a", num_cpus=1, num_gpus=0)
 
 
 @pytest.mark.parametrize(
