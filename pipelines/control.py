@@ -3,6 +3,7 @@
 Enters: paths and the spec, nothing that does not pickle. Leaves: per-query metrics of the label-only student.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def run_control(task: ControlTask) -> PerQuery:
     spec = task.spec
     dataset = load_dataset(spec.dataset, task.dataset_folder)
     student = load_student(task.student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
-    settings = loop_settings(spec, len(training_queries(spec, dataset)))
+    one_round = loop_settings(spec, len(training_queries(spec, dataset)))
+    settings = dataclasses.replace(one_round, total_steps=spec.rounds * one_round.total_steps)
     train_label_only(student, dataset, pq.read_table(task.labelled_candidates), spec, settings)
     judged = dataset.judged(spec.dataset.test_split or "")
     qrels = {query_id: judged[query_id] for query_id in task.test_queries}

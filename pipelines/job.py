@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
 from pipelines.comparison import RUN_DEPTH, bm25_run, pair_scores, rerank_run, student_run, top_of_each
@@ -265,6 +266,7 @@ def _facts(dataset: Dataset, spec: DistillationSpec, contract: ScoreContract) ->
         "score contract": contract.fingerprint,
         "objective": " + ".join(f"{term.weight:g} {term.name}" for term in spec.training.objective),
         "seed": str(spec.seed),
+        "torch threads per process": str(torch.get_num_threads()),
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import ModelError
 
-__all__ = ["model_config", "quiet_loading", "resolve_model", "weights_hash"]
+__all__ = ["check_positions", "model_config", "quiet_loading", "resolve_model", "weights_hash"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -24,6 +24,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
@@ -61,9 +62,9 @@ def _from_package(model_id: str) -> Path:
 
 
 def _from_roots(model_id: str, roots: Sequence[Path]) -> Path | None:
-    for root in roots:
-        if (root / model_id).is_dir():
-            return (root / model_id).resolve()
+    for place in [Path(model_id)] if Path(model_id).is_absolute() else [root / model_id for root in roots]:
+        if place.is_dir():
+            return place.resolve()
     if model_id.startswith((".", "/", "~")):
         raise ModelError(f"model {model_id!r}: there is no such folder below {[str(root) for root in roots]}")
     return None
@@ -104,12 +105,34 @@ def weights_hash(folder: Path) -> str:
     """SHA-256 (hex) over everything that decides a score: weights, config and tokenizer files, by name and content."""
     digest = hashlib.sha256()
     names = {path.name for path in folder.glob("*.safetensors")} | {"config.json"}
-    names |= {name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    names |= {name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS) if (folder / name).is_file()}
     for name in sorted(names):
         digest.update(name.encode())
         with (folder / name).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def check_positions(model: Any, max_length: int, *, field: str) -> None:
+    """Refuse a length for which a loaded model has no position embeddings: it would fail at the first long text.
+
+    Args:
+        model: a transformers model. One without a table of absolute positions (rotary, relative) takes any length.
+        max_length: tokens.
+        field: the spec's field that asks for it.
+
+    Raises:
+        ModelError: with both numbers.
+    """
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    for table in tables:
+        rows = getattr(table, "num_embeddings", None)
+        if rows is None:
+            continue
+        # RoBERTa and its kin count positions from the padding index on.
+        usable = rows - (0 if table.padding_idx is None else table.padding_idx + 1)
+        if max_length > usable:
+            raise ModelError(f"{field} is {max_length}, the model has positions for {usable} tokens")
 
 
 def quiet_loading() -> None:

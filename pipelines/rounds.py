@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
-from pipelines.errors import Cancelled
+from pipelines.errors import Cancelled, RankedListsError
 from pipelines.journal import Journal
 from pipelines.ranked.filling import chunk_count, fill_round
 from pipelines.ranked.schema import EVALUATION_ROUND
@@ -81,7 +82,7 @@ def loop_settings(spec: DistillationSpec, num_queries: int) -> LoopSettings:
     """One round's optimisation settings: `epochs` passes over `num_queries`."""
     training = spec.training
     return LoopSettings(
-        total_steps=training.epochs * chunk_count(num_queries, training.queries_per_step),
+        total_steps=chunk_count(training.epochs * num_queries, training.queries_per_step),
         learning_rate=training.learning_rate,
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,
@@ -98,7 +99,7 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
             _run_round(inputs, student, number)
             snapshot.parent.mkdir(parents=True, exist_ok=True)
             scratch = snapshot.with_suffix(".partial")
-            save_file({name: value.contiguous() for name, value in student.state_dict().items()}, scratch)
+            save_file({name: value.contiguous().clone() for name, value in student.state_dict().items()}, scratch)
             scratch.rename(snapshot)
         student.load_state_dict(load_file(snapshot))
 
@@ -183,11 +184,15 @@ def _train_student(
     dtype = resolve_dtype(training.dtype, device_type=student.device.type)
     curve = inputs.work / "learning_curve.jsonl"
 
+    every_list_is_there = False
+
     def wait() -> None:
+        nonlocal every_list_is_there
         inputs.journal.check_cancelled()
-        if scoring.done():
-            scoring.result()
-        threading.Event().wait(0.1)
+        if every_list_is_there:
+            raise RankedListsError(f"round {number}: scoring has finished, but a chunk of its lists is missing")
+        wait_for([scoring], timeout=0.1)
+        every_list_is_there = scoring.done() and scoring.result() is None
 
     def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
         rows = follow(
@@ -213,6 +218,8 @@ def _train_student(
 
     def on_step(report: StepReport) -> None:
         inputs.journal.check_cancelled()
+        if scoring.done():
+            scoring.result()  # the test lists may fail long after the last list that training needs
         if report.step == 1:
             inputs.journal.event("training.started", f"round {number}: the first step is done", round=number)
         with curve.open("a", encoding="utf-8") as stream:

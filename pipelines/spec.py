@@ -135,7 +135,7 @@ class RankerTrainingSpec(_Section):
     negatives_per_list: Positive = 7
     learning_rate: LearningRate = 1e-4
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dtype: Dtype = "auto"
 
@@ -167,7 +167,7 @@ class TrainingSpec(_Section):
     """False: labels teach the teacher only, and the student treats labelled queries as unlabelled ones."""
     learning_rate: LearningRate = 3e-4
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dtype: Dtype = "fp32"
@@ -222,9 +222,11 @@ class DistillationSpec(_Section):
                     f"training.objective.{position}: margin_mse compares raw teacher margins (often 5 to 15) "
                     "with cosines, whose margins never pass 2; set its scale, or student.normalize: false"
                 )
-        if self.dataset.unlabelled.positive == "none" and not any(
+        from_lists = any(
             isinstance(term, CPRD | ListKL | MarginMSE) and term.weight > 0 for term in self.training.objective
-        ):
+        )
+        some_unlabelled = self.dataset.unlabelled.use or not self.training.use_labels
+        if some_unlabelled and self.dataset.unlabelled.positive == "none" and not from_lists:
             problems.append(
                 "dataset.unlabelled.positive: 'none' leaves unlabelled queries without a positive, and no "
                 "objective term learns from the list alone (cprd, list_kl, margin_mse)"
@@ -251,13 +253,13 @@ def parse_spec(data: Any) -> DistillationSpec:
     try:
         return DistillationSpec.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_problems(error)) from error
+        raise SpecError(_problems(error, data)) from error
 
 
-def _problems(error: ValidationError) -> list[tuple[str, str]]:
+def _problems(error: ValidationError, data: Any) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"])
+        path = ".".join(_located(item["loc"], data))
         if item["type"] == "value_error":
             for message in str(item["ctx"]["error"]).splitlines():
                 field, _, detail = message.partition(": ")
@@ -271,6 +273,21 @@ def _problems(error: ValidationError) -> list[tuple[str, str]]:
             detail = f"{detail}, got {_short(item['input'])}"
         found.append((path or "spec", detail))
     return found
+
+
+def _located(loc: tuple[str | int, ...], data: Any) -> list[str]:
+    """The parts of an error's place that exist in the document: a union's tag (an objective's name) does not."""
+    parts: list[str] = []
+    node = data
+    for part in loc:
+        if isinstance(node, dict) and part not in node and node.get("name") == part:
+            continue
+        parts.append(str(part))
+        if isinstance(node, dict):
+            node = node.get(part)
+        else:
+            node = node[part] if isinstance(node, list) and isinstance(part, int) and part < len(node) else None
+    return parts
 
 
 def _short(value: Any) -> str:
@@ -288,13 +305,22 @@ def load_spec(path: Path, overrides: Mapping[str, str] | None = None) -> Distill
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SpecError([("spec", f"there is no file {str(path)!r}")]) from error
+    except OSError as error:
+        raise SpecError([("spec", f"{str(path)!r} cannot be read: {error.strerror}")]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError([("spec", f"{str(path)!r} is not YAML: {error}")]) from error
     if not isinstance(data, dict):
         raise SpecError([("spec", f"{str(path)!r} must hold a mapping, got {_short(data)}")])
     for dotted, value in (overrides or {}).items():
-        _assign(data, dotted, yaml.safe_load(value))
+        _assign(data, dotted, _yaml_value(dotted, value))
     return parse_spec(data)
+
+
+def _yaml_value(dotted: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError([(dotted, f"{_short(text)} is not a YAML value")]) from error
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
@@ -302,7 +328,7 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
     node: Any = data
     for part in parents:
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not part.isdecimal() or int(part) >= len(node):
                 raise SpecError([(dotted, f"{part!r} is not a position of a list of {len(node)}")])
             node = node[int(part)]
         else:
@@ -310,7 +336,7 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(node, dict | list):
             raise SpecError([(dotted, f"{part!r} is not a section that has fields")])
     if isinstance(node, list):
-        if not leaf.isdigit() or int(leaf) >= len(node):
+        if not leaf.isdecimal() or int(leaf) >= len(node):
             raise SpecError([(dotted, f"{leaf!r} is not a position of a list of {len(node)}")])
         node[int(leaf)] = value
     else:

@@ -6,20 +6,40 @@ because a symlink may have appeared in between. Nothing here says whether a file
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from services.errors import ServiceError
+from pydantic import BaseModel
 
-__all__ = ["OutsideDataRoots", "resolve_dataset", "resolve_model_folder"]
+from pipelines.spec import DistillationSpec, ModelSpec
+from services.errors import OutsideDataRoots
+
+__all__ = ["OutsideDataRoots", "offences", "resolve_dataset", "resolve_model_folder"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?")
 
 
-class OutsideDataRoots(ServiceError):  # noqa: N818 - says where the path is
-    """A path of a job does not lie below a data root."""
+def offences(spec: DistillationSpec, roots: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """(field, why) of every path in a spec that does not lie below a data root."""
+    try:
+        resolve_dataset(spec.dataset.path, roots)
+    except OutsideDataRoots as error:
+        yield "dataset.path", str(error)
+    for field, model in _models(spec, ()):
+        try:
+            resolve_model_folder(model.id, roots)
+        except OutsideDataRoots as error:
+            yield f"{field}.id", str(error)
 
-    reason = "path_outside_data_roots"
+
+def _models(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, ModelSpec]]:
+    """Every model reference of a spec, wherever a later version puts one: none may be forgotten here."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, ModelSpec):
+            yield ".".join((*path, name)), value
+        elif isinstance(value, BaseModel):
+            yield from _models(value, (*path, name))
 
 
 def resolve_dataset(path: str, roots: Sequence[Path]) -> Path:

@@ -10,6 +10,7 @@ ServiceError
 
 __all__ = [
     "JobNotFound",
+    "OutsideDataRoots",
     "RayUnavailable",
     "ServiceError",
     "StaleDriver",
@@ -52,3 +53,9 @@ class RayUnavailable(ServiceError):  # noqa: N818
     """The Ray dashboard's HTTP API cannot be reached or refuses the token."""
 
     reason = "ray_unavailable"
+
+
+class OutsideDataRoots(ServiceError):  # noqa: N818
+    """A path of a job does not lie below a data root."""
+
+    reason = "path_outside_data_roots"

@@ -30,6 +30,9 @@ class Settings:
     """How long a cancelled driver may take to stop by itself before its Ray Job is stopped."""
     max_attempts: int
     """Drivers started for one job before it fails with reason `driver_lost`."""
+    max_running_jobs: int
+    """Drivers at once. Each also needs room for its pool: more drivers than the cluster can serve would book all CPUs
+    and wait for pools that cannot be placed."""
     driver_cpus: float
     """CPUs booked for a driver (it trains the student in process); its torch threads follow."""
     driver_gpus: float
@@ -50,6 +53,7 @@ class Settings:
             heartbeat_timeout_s=float(env.get("DUALDISTILL_HEARTBEAT_TIMEOUT_S", "120")),
             cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),
             max_attempts=int(env.get("DUALDISTILL_MAX_ATTEMPTS", "3")),
+            max_running_jobs=int(env.get("DUALDISTILL_MAX_RUNNING_JOBS", "4")),
             driver_cpus=float(env.get("DUALDISTILL_DRIVER_CPUS", "1")),
             driver_gpus=float(env.get("DUALDISTILL_DRIVER_GPUS", "0")),
         )

@@ -34,7 +34,12 @@ class RankedLists:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        DeltaTable.create(str(path), RANKED_SCHEMA, mode="ignore", partition_by=["job_id", "round"])
+        try:
+            DeltaTable.create(str(path), RANKED_SCHEMA, mode="ignore", partition_by=["job_id", "round"])
+        except CommitFailedError:
+            # "ignore" looks, then creates: another process may have created the table in between.
+            if not DeltaTable.is_deltatable(str(path)):
+                raise
         self._table = DeltaTable(str(path))
 
     @property
@@ -67,7 +72,7 @@ class RankedLists:
         return True
 
     def chunk_files(self, job_id: str, round_number: int) -> dict[int, str]:
-        """Committed chunks of a round, refreshed from the log: chunk number -> data file, from file statistics alone."""
+        """Committed chunks of a round, refreshed from the log: chunk number -> data file, by file statistics."""
         self._table.update_incremental()
         actions = pa.table(self._table.get_add_actions(flatten=True))
         if actions.num_rows == 0:

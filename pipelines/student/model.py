@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.errors import ModelError
+from pipelines.model_files import check_positions
 from pipelines.spec import StudentSpec
 
 __all__ = ["DualEncoder", "TextKind", "load_student"]
@@ -87,7 +88,7 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
     """The student's starting point: the checkpoint in `folder`, cut to `spec.num_layers`, dropout as given.
 
     Raises:
-        ModelError: more layers are asked for than the checkpoint has, or it lacks weights.
+        ModelError: more layers or positions are asked for than the checkpoint has, or it lacks weights.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -98,6 +99,8 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
                 f"student.num_layers is {spec.num_layers}, {folder.name!r} has {config.num_hidden_layers} layers"
             )
         config.num_hidden_layers = spec.num_layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: spec.num_layers]
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout"):
         if hasattr(config, name):
             setattr(config, name, dropout)
@@ -112,6 +115,7 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
     )
     if missing := sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")):
         raise ModelError(f"student checkpoint {folder.name!r} lacks weights {missing[:5]}; they would be random")
+    check_positions(backbone, spec.max_length, field="student.max_length")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
         raise ModelError(

@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 
 from pipelines.devices import resolve_device, torch_dtype
-from pipelines.errors import ContractError, DataError, ModelError
-from pipelines.model_files import weights_hash
+from pipelines.errors import ContractError, ModelError
+from pipelines.model_files import check_positions, weights_hash
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.loading import load_cross_encoder
 from pipelines.teacher.packing import pack_by_tokens
+from pipelines.teacher.pairs import encode_pairs
 
 __all__ = ["TeacherEngine", "load_engine"]
 
@@ -52,7 +53,7 @@ class TeacherEngine:
             raise ValueError(f"{len(queries)} queries for {len(passages)} passages")
         if not queries:
             return np.empty(0, dtype=np.float32)
-        encoded = self._tokenize(queries, passages)
+        encoded = encode_pairs(self._tokenizer, queries, passages, max_length=self.contract.max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
         logits = np.empty(len(queries), dtype=np.float32)
         for rows in pack_by_tokens(lengths, self._tokens_per_batch):
@@ -66,21 +67,6 @@ class TeacherEngine:
             bad = int(np.flatnonzero(~np.isfinite(logits))[0])
             raise ModelError(f"teacher logit {logits[bad]} for query {queries[bad]!r}: weights or dtype are broken")
         return logits
-
-    def _tokenize(self, queries: Sequence[str], passages: Sequence[str]) -> dict[str, list[list[int]]]:
-        room = self.contract.max_length - self._tokenizer.num_special_tokens_to_add(pair=True)
-        distinct = list(dict.fromkeys(queries))
-        for query, ids in zip(distinct, self._tokenizer(distinct, add_special_tokens=False)["input_ids"], strict=True):
-            if len(ids) >= room:
-                raise DataError(
-                    f"query {query[:80]!r} has {len(ids)} tokens; teacher.max_length {self.contract.max_length} "
-                    "leaves no room for a passage"
-                )
-        return dict(
-            self._tokenizer(
-                list(queries), list(passages), truncation="only_second", max_length=self.contract.max_length
-            )
-        )
 
 
 def load_engine(folder: Path, contract: ScoreContract, *, tokens_per_batch: int) -> TeacherEngine:
@@ -97,6 +83,7 @@ def load_engine(folder: Path, contract: ScoreContract, *, tokens_per_batch: int)
         )
     device = resolve_device()
     model, tokenizer = load_cross_encoder(folder, dtype=torch_dtype(contract.dtype), device=device)
+    check_positions(model, contract.max_length, field="teacher.max_length")
     return TeacherEngine(
         model=model, tokenizer=tokenizer, contract=contract, device=device, tokens_per_batch=tokens_per_batch
     )

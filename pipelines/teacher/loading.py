@@ -18,8 +18,8 @@ def load_cross_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device
     """A sequence-classification model with one trained logit, and its tokenizer.
 
     Raises:
-        ModelError: more or fewer than one label, a head that the checkpoint does not hold (transformers would
-            initialise it at random), or a tokenizer with ids that the embedding does not have.
+        ModelError: more or fewer than one label, weights that the checkpoint does not hold in that shape
+            (transformers would initialise them at random), or a tokenizer with ids that the embedding does not have.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -38,9 +38,10 @@ def load_cross_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    if missing := sorted(loading["missing_keys"]):
+    if missing := sorted({*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}):
         raise ModelError(f"teacher {folder.name!r} lacks weights {missing[:5]}; they would be random")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_vocabulary(tokenizer, model, folder)

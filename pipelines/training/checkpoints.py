@@ -10,9 +10,11 @@ import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -52,6 +54,7 @@ class Checkpoints:
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "torch_rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
             scratch / "optimizer.pt",
         )
@@ -62,12 +65,12 @@ class Checkpoints:
             "ordinal": point.position.ordinal,
         }
         (scratch / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        for path in scratch.iterdir():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+        for path in (*scratch.iterdir(), scratch):
+            _sync(path)
         if final.exists():
             shutil.rmtree(final)
         scratch.rename(final)
+        _sync(self._folder)
         for old in self._steps()[: -self._keep]:
             shutil.rmtree(old)
 
@@ -85,7 +88,7 @@ class Checkpoints:
             state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
             tensors = load_file(newest / "model.safetensors")
             saved = torch.load(newest / "optimizer.pt", weights_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint {newest.name} cannot be read: {error}") from error
         if state["run_fingerprint"] != self._fingerprint:
             raise CheckpointError(
@@ -96,7 +99,17 @@ class Checkpoints:
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         torch.set_rng_state(saved["torch_rng"])
+        if torch.cuda.is_available() and saved["cuda_rng"]:
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
         return RunPoint(state["step"], StreamPosition(state["epoch"], state["ordinal"]))
 
     def _steps(self) -> list[Path]:
         return sorted(self._folder.glob("step-*")) if self._folder.is_dir() else []
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -38,7 +38,8 @@ def train_label_only(
     The temperature is that of the job's own `info_nce` term, or its default.
     """
     seed_everything(spec.seed)
-    terms = [term for term in spec.training.objective if isinstance(term, InfoNCE)] or [InfoNCE(name="info_nce")]
+    own = next((term for term in spec.training.objective if isinstance(term, InfoNCE)), InfoNCE(name="info_nce"))
+    objective = [own.model_copy(update={"weight": 1.0})]  # it may weigh 0 in the job; here it is all there is
     dtype = resolve_dtype(spec.training.dtype, device_type=student.device.type)
 
     def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
@@ -54,7 +55,7 @@ def train_label_only(
 
     train(
         student,
-        lambda batch: student_losses(student, batch, terms[:1], dtype=dtype),
+        lambda batch: student_losses(student, batch, objective, dtype=dtype),
         open_batches,
         settings,
         on_step=on_step,

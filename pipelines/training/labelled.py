@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from pipelines.errors import DataError
 from pipelines.ranked.tail import RankedRow, StreamPosition
 
 __all__ = ["labelled_rows"]
@@ -17,10 +18,19 @@ __all__ = ["labelled_rows"]
 def labelled_rows(
     candidates: pa.Table, *, start: StreamPosition, seed: int
 ) -> Iterator[tuple[RankedRow, StreamPosition]]:
-    """Rows from `start` on, without end: each epoch in an order drawn from (seed, epoch)."""
+    """Rows from `start` on, without end: each epoch in an order drawn from (seed, epoch).
+
+    Raises:
+        DataError: no list has both a positive and something to put below it, so that there would never be a step.
+    """
     rows = [_row(query_id, items) for query_id, items in zip(*_columns(candidates), strict=True)]
+    rows = [row for row in rows if (row.relevance > 0).any() and (row.relevance <= 0).any()]
+    if not rows:
+        raise DataError(
+            f"none of {len(candidates)} labelled queries has both a positive and another candidate to learn from"
+        )
     epoch, first = start.epoch, start.ordinal
-    while rows:
+    while True:
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))
         for place in range(first, len(rows)):
             last = place + 1 == len(rows)

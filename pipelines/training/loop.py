@@ -67,7 +67,7 @@ def train(
         checkpoints: where to resume from and save to; None trains without.
 
     Raises:
-        ObjectiveError: a loss is NaN or infinite; the weights before that step are unharmed.
+        ObjectiveError: a loss or its gradient is NaN or infinite; the weights before that step are unharmed.
     """
     optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _warm_cosine(done, settings))
@@ -80,7 +80,9 @@ def train(
             if not math.isfinite(losses["loss"].item()):
                 raise ObjectiveError(f"loss is {losses['loss'].item()} at step {point.step + 1}")
             torch.autograd.backward(losses["loss"])
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm, error_if_nonfinite=True)
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+            if not math.isfinite(grad_norm.item()):
+                raise ObjectiveError(f"the gradient's norm is {grad_norm.item()} at step {point.step + 1}")
             rate = float(scheduler.get_last_lr()[0])
             optimizer.step()
             scheduler.step()

@@ -14,17 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.devices import torch_dtype
+from pipelines.errors import ModelError
+from pipelines.model_files import check_positions
 from pipelines.teacher.loading import check_vocabulary
+from pipelines.teacher.pairs import encode_pairs
 from pipelines.training.batches import ListBatch
 
 __all__ = ["new_ranker", "ranker_losses", "save_ranker"]
 
 
-def new_ranker(folder: Path, *, dropout: float, device: torch.device) -> tuple[Any, Any]:
+def new_ranker(folder: Path, *, max_length: int, dropout: float, device: torch.device) -> tuple[Any, Any]:
     """A one-logit cross-encoder over the checkpoint in `folder` (its head is new where it has none), and its tokenizer.
 
     Raises:
-        ModelError: the tokenizer does not fit the embedding.
+        ModelError: the tokenizer does not fit the embedding, the model has fewer than `max_length` positions, or the
+            checkpoint lacks weights of the encoder itself (they would be random).
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -38,7 +42,7 @@ def new_ranker(folder: Path, *, dropout: float, device: torch.device) -> tuple[A
     ):
         if hasattr(config, name):
             setattr(config, name, dropout)
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model, loading = AutoModelForSequenceClassification.from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
@@ -46,7 +50,13 @@ def new_ranker(folder: Path, *, dropout: float, device: torch.device) -> tuple[A
         trust_remote_code=False,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
+        output_loading_info=True,
     )
+    absent = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
+    body = f"{model.base_model_prefix}."
+    if missing := sorted(key for key in absent if key.startswith(body) and not key.startswith(f"{body}pooler.")):
+        raise ModelError(f"teacher checkpoint {folder.name!r} lacks weights {missing[:5]}; they would be random")
+    check_positions(model, max_length, field="teacher.max_length")
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_vocabulary(tokenizer, model, folder)
     return model.to(device), tokenizer
@@ -57,20 +67,20 @@ def ranker_losses(model: Any, tokenizer: Any, batch: ListBatch, *, max_length: i
 
     Raises:
         ValueError: a query of the batch has no positive.
+        DataError: a query leaves no room for a passage within `max_length` tokens.
     """
     if bool((batch.positive < 0).any()):
         raise ValueError("a ranker batch holds a query without a positive")
     device = next(model.parameters()).device
     mask = batch.mask.to(device)
     cells = batch.mask.nonzero().tolist()
-    tokens = tokenizer(
+    pairs = encode_pairs(
+        tokenizer,
         [batch.query_texts[query] for query, _ in cells],
         [batch.document_texts[int(batch.columns[query, column])] for query, column in cells],
-        truncation="only_second",
         max_length=max_length,
-        padding=True,
-        return_tensors="pt",
-    ).to(device)
+    )
+    tokens = tokenizer.pad(pairs, padding="longest", return_tensors="pt").to(device)
     with torch.autocast(device.type, dtype=torch_dtype(dtype), enabled=dtype != "fp32"):
         logits = model(**tokens).logits[:, 0].float()
     scores = torch.full(batch.mask.shape, torch.finfo(torch.float32).min, device=device).masked_scatter(mask, logits)

@@ -81,7 +81,7 @@ def _train(
 ) -> None:
     device = resolve_device()
     seed_everything(seed)
-    model, tokenizer = new_ranker(base, dropout=ranking.dropout, device=device)
+    model, tokenizer = new_ranker(base, max_length=spec.max_length, dropout=ranking.dropout, device=device)
     dtype = resolve_dtype(ranking.dtype, device_type=device.type)
 
     def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:

@@ -64,7 +64,7 @@ def up(
     try:
         console.print("starting Ray and the gateway ...")
         with local_stack(root=root.resolve(), data_roots=data_roots, port=port, dashboard_port=dashboard_port) as stack:
-            console.print(f"gateway        {stack.gateway_url}  (API description: {stack.gateway_url}/docs)")
+            console.print(f"gateway        {stack.gateway_url}  (its API: {stack.gateway_url}/openapi.json)")
             console.print(f"Ray dashboard  {stack.dashboard_url}  (asks for the token in {stack.token_file})")
             if submit is None:
                 console.print("Ctrl-C stops both")

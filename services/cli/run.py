@@ -67,16 +67,15 @@ class ConsoleJournal:
 
 
 def run_in_process(
-    spec: DistillationSpec, *, root: Path, data_root: Path, console: Console
+    spec: DistillationSpec, *, root: Path, data_root: Path, console: Console, num_cpus: int | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Run `spec`; returns the artifacts folder and the result.
 
     The same spec in the same root goes on where it was stopped: the job's id is the hash of its spec.
-    The CPUs are shared between the main work and the label-only control, or between training and scoring.
+    `num_cpus` (default: all) are shared by main work and label-only control, or by training and scoring.
     """
     quiet_loading()
-    cpus = os.cpu_count() or 1
-    share = max(1, cpus // 2)
+    share = max(1, (num_cpus or os.cpu_count() or 1) // 2)
     use_threads(share)
     digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as side:

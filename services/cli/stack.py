@@ -56,10 +56,12 @@ def local_stack(
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a whole cluster that stops has nowhere to drain to
         "DUALDISTILL_ROOT": str(root),
         "DUALDISTILL_DATABASE_URL": f"sqlite:///{root / 'dualdistill.db'}",
         "DUALDISTILL_DATA_ROOTS": os.pathsep.join(str(folder) for folder in data_roots),
         "DUALDISTILL_RAY_DASHBOARD_URL": f"http://127.0.0.1:{dashboard_port}",
+        "DUALDISTILL_MAX_RUNNING_JOBS": str(max(1, (os.cpu_count() or 1) // 4)),
     }
     # A driver and a pool must fit at the same time, also on one core.
     num_cpus = max(2, os.cpu_count() or 1)
@@ -79,7 +81,16 @@ def _start_gateway(port: int, env: dict[str, str], log: Path) -> "subprocess.Pop
     command = [sys.executable, "-m", "uvicorn", "services.gateway.app:create_app", "--factory"]
     with log.open("wb") as output:
         return subprocess.Popen(  # noqa: S603 - a fixed command, no shell
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--no-access-log"],
+            [
+                *command,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--no-access-log",
+                "--timeout-graceful-shutdown",
+                "3",
+            ],
             env=env,
             stdout=output,
             stderr=subprocess.STDOUT,

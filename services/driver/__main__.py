@@ -18,9 +18,10 @@ from pipelines.errors import Cancelled, PipelineError
 from pipelines.job import JobContext, run_job
 from pipelines.model_files import quiet_loading
 from pipelines.spec import parse_spec
+from services.data_roots import offences, resolve_dataset
 from services.driver.hosting import PoolHost
 from services.driver.journal import StoreJournal
-from services.errors import StaleDriver
+from services.errors import OutsideDataRoots, StaleDriver
 from services.settings import Settings
 from services.store import DriverSession, Job, Store
 
@@ -42,20 +43,28 @@ def main(job_id: str, fencing_token: int) -> int:
     session = DriverSession(store, job_id, fencing_token)
     journal = StoreJournal(session)
     try:
+        return _attempt(settings, store, session, journal)
+    except StaleDriver as error:
+        log.warning("replaced by a newer driver", error=str(error))
+        return 3
+
+
+def _attempt(settings: Settings, store: Store, session: DriverSession, journal: StoreJournal) -> int:
+    try:
         job = session.start()
+        context = _context(settings, store, session, job, journal)
         ray.init(log_to_driver=False)
         with journal.alive():
-            result = run_job(_context(settings, store, session, job, journal))
+            result = run_job(context)
             journal.flush()
         session.succeed(result)
     except Cancelled:
         session.mark_cancelled()
-    except PipelineError as error:
+    except (PipelineError, OutsideDataRoots) as error:
         log.warning("job failed", reason=error.reason, error=str(error))
         session.fail(error.reason, str(error))
-    except StaleDriver as error:
-        log.warning("replaced by a newer driver", error=str(error))
-        return 3
+    except StaleDriver:
+        raise
     except Exception as error:
         log.exception("attempt failed")
         trace = "".join(traceback.format_exception(error))
@@ -73,12 +82,13 @@ def _context(settings: Settings, store: Store, session: DriverSession, job: Job,
         return future
 
     roots = settings.data_roots
-    folders = [root / spec.dataset.path for root in roots]
+    for field, why in offences(spec, roots):
+        raise OutsideDataRoots(f"{field}: {why}")
     return JobContext(
         job_id=job.id,
         spec=spec,
         root=settings.root,
-        dataset_folder=next((folder for folder in folders if folder.exists()), folders[0]),
+        dataset_folder=resolve_dataset(spec.dataset.path, roots),
         model_roots=roots,
         host=PoolHost(store, session, spec.teacher, journal),
         side_task=side_task,

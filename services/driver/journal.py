@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipelines.errors import Cancelled
-from services.errors import StaleDriver
 from services.store import DriverSession
 
 __all__ = ["StoreJournal"]
@@ -70,14 +69,14 @@ class StoreJournal:
 
     @contextmanager
     def alive(self) -> Iterator[None]:
-        """Beat while the context is open; a driver that was replaced learns it from its next `check_cancelled`."""
+        """Beat while the context is open; a beat that fails (the driver was replaced) ends the run at its next look."""
         finished = threading.Event()
 
         def beat() -> None:
             while not finished.wait(_HEARTBEAT_EVERY_S):
                 try:
                     self._session.heartbeat()
-                except StaleDriver as error:
+                except Exception as error:  # noqa: BLE001 - raised in the run's own thread, at its next look
                     self._stop = error
                     return
 

@@ -23,6 +23,7 @@ from services.gateway.reconciler import Reconciler, TeacherPool
 from services.gateway.request_id import RequestId
 from services.settings import Settings
 from services.store import ReconcilerSession, Store
+from services.teacher_pool.control import ServeControl
 
 __all__ = ["create_app"]
 
@@ -44,7 +45,7 @@ def create_app(
     settings = settings or Settings.from_environment()
     store = Store(settings.database_url)
     ray = ray or RayJobs(settings.ray_dashboard_url, settings.ray_token)
-    teachers = teachers or _serve_control(settings)
+    teachers = teachers or ServeControl(settings.ray_dashboard_url, settings.ray_token)
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     reconciler = Reconciler(session=ReconcilerSession(store, owner), ray=ray, teachers=teachers, settings=settings)
 
@@ -76,12 +77,6 @@ def create_app(
     for module in (jobs, events, artifacts, health):
         app.include_router(module.router)
     return app
-
-
-def _serve_control(settings: Settings) -> TeacherPool:
-    from services.teacher_pool.control import ServeControl  # noqa: PLC0415 - a gateway given another needs none
-
-    return ServeControl(settings.ray_dashboard_url, settings.ray_token)
 
 
 async def _reconcile(reconciler: Reconciler, stop: asyncio.Event) -> None:

@@ -4,14 +4,12 @@ Enters: a validated spec and the operator's data roots. Leaves: nothing, or a 42
 field. Whether the folders exist is not asked here: the driver finds out, and fails the job with a message.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 
-from pydantic import BaseModel
-
-from pipelines.spec import DistillationSpec, ModelSpec
-from services.data_roots import OutsideDataRoots, resolve_dataset, resolve_model_folder
+from pipelines.spec import DistillationSpec
+from services.data_roots import OutsideDataRoots, offences
 from services.gateway.problems import Problem, pointer
 
 __all__ = ["check_paths"]
@@ -23,7 +21,7 @@ def check_paths(spec: DistillationSpec, roots: Sequence[Path]) -> None:
     Raises:
         Problem: 422 with a pointer to `dataset.path` or a model's `id`.
     """
-    found = list(_offences(spec, roots))
+    found = list(offences(spec, roots))
     if found:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -32,25 +30,3 @@ def check_paths(spec: DistillationSpec, roots: Sequence[Path]) -> None:
             param=found[0][0],
             errors=[(pointer(["spec", *field.split(".")]), detail) for field, detail in found],
         )
-
-
-def _offences(spec: DistillationSpec, roots: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    try:
-        resolve_dataset(spec.dataset.path, roots)
-    except OutsideDataRoots as error:
-        yield "dataset.path", str(error)
-    for field, model in _models(spec, ()):
-        try:
-            resolve_model_folder(model.id, roots)
-        except OutsideDataRoots as error:
-            yield f"{field}.id", str(error)
-
-
-def _models(section: BaseModel, path: tuple[str, ...]) -> Iterator[tuple[str, ModelSpec]]:
-    """Every model reference of a spec, wherever a later version puts one: none may be forgotten here."""
-    for name in type(section).model_fields:
-        value = getattr(section, name)
-        if isinstance(value, ModelSpec):
-            yield ".".join((*path, name)), value
-        elif isinstance(value, BaseModel):
-            yield from _models(value, (*path, name))

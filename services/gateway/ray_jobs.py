@@ -29,6 +29,12 @@ class RayJob:
 
     status: str
     message: str
+    error_type: str | None = None
+
+    @property
+    def never_started(self) -> bool:
+        """Ray gave up waiting for resources (after 15 minutes, by default): no process of the job ever ran."""
+        return self.status == "FAILED" and self.error_type == "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 
 
 class RayJobs:
@@ -63,7 +69,7 @@ class RayJobs:
         status = details.get("status")
         if status not in _STATUSES:
             raise RayUnavailable(f"{self._url} says that job {submission_id} is {status!r}: not a Ray status")
-        return RayJob(str(status), str(details.get("message") or ""))
+        return RayJob(str(status), str(details.get("message") or ""), details.get("error_type"))
 
     def submit(self, entrypoint: str, *, submission_id: str, num_cpus: float, num_gpus: float) -> None:
         """Start a job. Ask `get` first: Ray answers a submission id that it knows with a server error."""
@@ -92,8 +98,8 @@ class RayJobs:
         if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise RayUnavailable(f"{self._url} refuses the token (HTTP {response.status_code})")
         if not response.is_success:
-            last = response.text.strip().splitlines()[-1:] or [""]  # Ray sends tracebacks: their last line says it
-            raise RayUnavailable(f"{self._url} answered HTTP {response.status_code}: {last[0][:300]}")
+            end = " ".join(response.text.split())[-300:]  # Ray sends tracebacks: the end says it
+            raise RayUnavailable(f"{self._url} answered HTTP {response.status_code}: {end}")
         try:
             answer = response.json()
         except ValueError as error:

@@ -59,8 +59,9 @@ class Reconciler:
         if (active or queued) and self._guarded("Ray", self.ray.ping):
             for job in active:
                 self._guarded(job.id, partial(self._watch, job))
-            # Again, because watching may have put jobs back: their pools must not idle for a tick.
-            for job in self.session.queued_jobs():
+            # Both again, because watching may have ended jobs or put them back: pools must not idle for a tick.
+            room = max(0, self.settings.max_running_jobs - len(self.session.active_jobs()))
+            for job in self.session.queued_jobs()[:room]:
                 self._guarded(job.id, partial(self._start, job))
         self._guarded("teacher pools", lambda: self.teachers.apply(self.session.store.teachers_in_use()))
 
@@ -91,6 +92,9 @@ class Reconciler:
             self._watch_cancel(job, job.ray_submission_id, gone=gone)
         elif ray_job is None:
             self._lost(job, "Ray no longer knows the driver's job; was the cluster restarted?")
+        elif ray_job.never_started:
+            message = "the cluster had no room for the driver so far"
+            self.session.requeue(job.id, job.fencing_token, message, started=False)
         elif gone:
             self._lost(job, f"the driver's Ray Job is {ray_job.status}: {_shortened(ray_job.message)}")
         elif ray_job.status == "PENDING":

@@ -25,7 +25,7 @@ def _spec_or_problem(data: Any) -> DistillationSpec:
     try:
         spec = parse_spec(data)
     except SpecError as error:
-        problems = [(_located(path, data), detail) for path, detail in error.problems]
+        problems = [(() if path == "spec" else tuple(path.split(".")), detail) for path, detail in error.problems]
     else:
         problems = [(path, "must be a finite number") for path in _not_finite(spec.model_dump(), ())]
         if not problems:
@@ -38,25 +38,6 @@ def _spec_or_problem(data: Any) -> DistillationSpec:
         param=named[0][0],
         errors=[(pointer(["spec", *parts]), detail) for parts, detail in problems],
     )
-
-
-def _located(path: str, data: Any) -> tuple[str, ...]:
-    """The path's parts that exist in the document: a union's tag (an objective's name) does not."""
-    if path == "spec":
-        return ()
-    parts: list[str] = []
-    node = data
-    for part in path.split("."):
-        if isinstance(node, dict) and part not in node and node.get("name") == part:
-            continue
-        parts.append(part)
-        if isinstance(node, dict):
-            node = node.get(part)
-        elif isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        else:
-            node = None
-    return tuple(parts)
 
 
 def _not_finite(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

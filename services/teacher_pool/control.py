@@ -64,7 +64,7 @@ class ServeControl:
 
     def __init__(self, dashboard_url: str, token: str | None) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=dashboard_url, headers=headers, timeout=30)
+        self._http = httpx.Client(base_url=dashboard_url, headers=headers, timeout=30, trust_env=False)
         self._applied: dict[str, Any] | None = None
 
     def apply(self, teachers: Sequence[Teacher]) -> bool:

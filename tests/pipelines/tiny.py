@@ -6,9 +6,8 @@ small. Weights are random but seeded, and scaled up so that scores differ by muc
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +15,9 @@ import torch
 from pipelines.corpus.dataset import Dataset, load_dataset
 from pipelines.errors import Cancelled
 from pipelines.spec import DistillationSpec, parse_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TOPICS = ("heart", "lung", "liver", "bone", "skin", "blood", "brain", "nerve", "kidney", "eye", "ear", "muscle")
 ASPECTS = ("cause", "symptom", "treatment", "risk", "test")
@@ -82,7 +84,7 @@ def save_encoder(folder: Path, *, seed: int = 0, **overrides: Any) -> Path:
 
 
 def save_cross_encoder(folder: Path, *, seed: int = 0, num_labels: int = 1, **overrides: Any) -> Path:
-    """A BERT cross-encoder whose logits spread over about 20, as a trained one's do."""
+    """A BERT cross-encoder whose logits spread over about 10 per query, as a trained one's do."""
     from transformers import BertForSequenceClassification
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ def save_cross_encoder(folder: Path, *, seed: int = 0, num_labels: int = 1, **ov
     torch.manual_seed(seed)
     model = BertForSequenceClassification(config).eval()
     with torch.no_grad():
-        model.classifier.weight.mul_(10)
+        model.classifier.weight.mul_(30)
     model.save_pretrained(folder)
     return folder
 
@@ -171,7 +173,7 @@ class RecordingJournal:
         self.phases: list[str] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.numbers: dict[str, float | str] = {}
-        self.on_progress: Callable[[dict[str, float | str]], None] = lambda numbers: None
+        self.on_progress: Callable[[dict[str, float | str]], None] = lambda _: None
         self.cancelled = False
         self._lock = threading.Lock()
 

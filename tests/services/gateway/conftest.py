@@ -42,6 +42,7 @@ def settings(tmp_path):
         heartbeat_timeout_s=120,
         cancel_grace_s=20,
         max_attempts=3,
+        max_running_jobs=100,
         driver_cpus=1.5,
         driver_gpus=0.5,
     )

@@ -69,7 +69,9 @@ class RayDouble:
             body = json.loads(request.content)
             name = body["submission_id"]
             if name in self.jobs:
-                trace = f"Traceback (most recent call last):\n  ...\nValueError: Job with submission_id {name} exists"
+                trace = (
+                    f"Traceback (most recent call last):\nValueError: Job with submission_id {name} already exists\n."
+                )
                 return httpx.Response(500, text=trace)
             self.jobs[name] = {"status": "RUNNING", "message": "Job is currently running."}
             self.submitted.append(body)

@@ -35,10 +35,10 @@ def test_the_requests_are_rays(ray):
     assert "runtime_env" not in ray.submitted[0], "nothing but our own code may run in the cluster"
 
 
-def test_rays_traceback_is_cut_to_its_last_line(ray):
+def test_rays_traceback_is_cut_to_its_end(ray):
     jobs = ray.client()
     jobs.submit("x", submission_id="a", num_cpus=1, num_gpus=0)
-    with pytest.raises(RayUnavailable, match=r"HTTP 500: ValueError: Job with submission_id a exists$"):
+    with pytest.raises(RayUnavailable, match=r"HTTP 500: .*submission_id a already exists"):
         jobs.submit("x", submission_id="a", num_cpus=1, num_gpus=0)
 
 

@@ -1,5 +1,6 @@
 """The reconciler, killed, paused, doubled and cut off from Ray: every job keeps exactly one driver that counts."""
 
+import dataclasses
 import logging
 import threading
 
@@ -48,6 +49,23 @@ def on(ray, when, what, action):
 
 def kill():
     raise Killed
+
+
+def test_no_more_drivers_run_than_the_operator_allows(store, ray, pools, settings):
+    """Drivers book CPUs; two on a small cluster would leave none for the pools that both wait for."""
+    limited = Reconciler(
+        session=ReconcilerSession(store, "a"),
+        ray=ray.client(),
+        teachers=pools,
+        settings=dataclasses.replace(settings, max_running_jobs=1),
+    )
+    first, second = store.create_job({"name": "x"}).id, store.create_job({"name": "y"}).id
+    limited.tick()
+    limited.tick()
+    assert [store.get_job(job).status for job in (first, second)] == ["running", "queued"]
+    DriverSession(store, first, 1).fail("invalid_dataset", "there is no such folder")
+    limited.tick()
+    assert store.get_job(second).status == "running"
 
 
 def test_a_queued_job_gets_a_driver(reconciler, ray, store, job_id, pools):
@@ -286,6 +304,21 @@ def test_waiting_for_resources_is_not_silence(reconciler, ray, store, job_id, cl
     assert ray.running() == [f"{job_id}-1"]
 
 
+def test_a_cluster_without_room_costs_no_attempt(reconciler, ray, store, job_id):
+    """Ray 2.60 fails a submission that waited 15 minutes for CPUs; behind a long job that is nobody's fault."""
+    for _ in range(10):
+        reconciler.tick()
+        (name,) = ray.running()
+        ray.jobs[name] = {
+            "status": "FAILED",
+            "message": "Job supervisor actor failed to start within 900.0 seconds.",
+            "error_type": "JOB_SUPERVISOR_ACTOR_START_TIMEOUT",
+        }
+    reconciler.tick()
+    job = store.get_job(job_id)
+    assert (job.status, job.attempt, job.fencing_token) == ("running", 1, 11)
+
+
 def test_a_driver_that_never_says_hello_is_silent(reconciler, ray, store, job_id, clock):
     """It hangs while importing: Ray says RUNNING, no heartbeat ever came."""
     reconciler.tick()
@@ -350,6 +383,11 @@ def test_the_gateway_runs_it(settings, ray, pools, spec):
     assert store.get_job(job_id).ray_submission_id == f"{job_id}-1", "the tick under way was finished"
     assert ReconcilerSession(store, "next").lead(10)
     store.close()
+
+
+def test_the_gateway_builds_from_settings_alone(settings):
+    """As uvicorn builds it: with the real Ray client and the real Serve control, and no network before it starts."""
+    assert create_app(settings).state.context.settings == settings
 
 
 def test_the_gateway_survives_a_tick_that_raises(settings, ray, pools, monkeypatch):

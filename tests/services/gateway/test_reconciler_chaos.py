@@ -39,6 +39,7 @@ class Chaos(RuleBasedStateMachine):
             heartbeat_timeout_s=120,
             cancel_grace_s=20,
             max_attempts=MAX_ATTEMPTS,
+            max_running_jobs=100,
             driver_cpus=1,
             driver_gpus=0,
         )

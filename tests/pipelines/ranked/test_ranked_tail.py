@@ -1,0 +1,145 @@
+"""What training reads is fixed by numbers: not by when chunks arrive, and not by how often it was interrupted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lists_for_tests import ranked_chunk
+
+from pipelines.ranked.table import RankedLists
+from pipelines.ranked.tail import RankedRow, StreamPosition, follow
+
+ROWS, PER_CHUNK = 11, 3
+QUERIES = [f"q{i}" for i in range(ROWS)]
+CHUNKS = {number: QUERIES[number * PER_CHUNK : (number + 1) * PER_CHUNK] for number in range(4)}
+
+
+def commit(lists: RankedLists, number: int) -> None:
+    lists.commit_chunk(ranked_chunk(number, CHUNKS[number]), job_id="job", round_number=0, chunk_id=number)
+
+
+def never() -> None:
+    raise AssertionError("a committed chunk was waited for")
+
+
+def read(
+    lists: RankedLists,
+    *,
+    start: StreamPosition = StreamPosition(),  # noqa: B008 - frozen
+    epochs: int = 1,
+    seed: int = 7,
+    wait: Callable[[], None] = never,
+) -> list[tuple[RankedRow, StreamPosition]]:
+    return list(
+        follow(
+            lists,
+            job_id="job",
+            round_number=0,
+            num_rows=ROWS,
+            rows_per_chunk=PER_CHUNK,
+            start=start,
+            epochs=epochs,
+            seed=seed,
+            wait=wait,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> RankedLists:
+    lists = RankedLists(tmp_path_factory.mktemp("complete"))
+    for number in CHUNKS:
+        commit(lists, number)
+    return lists
+
+
+@pytest.mark.parametrize("arrival", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
+def test_the_order_of_reading_is_not_that_of_arrival(tmp_path: Path, arrival: list[int]) -> None:
+    # Otherwise the number of replicas, or a slow one, would change the student.
+    lists, coming = RankedLists(tmp_path), list(arrival)
+    waits: list[int] = []
+
+    def wait() -> None:
+        waits.append(1)
+        commit(lists, coming.pop(0))
+
+    rows = read(RankedLists(tmp_path), wait=wait)
+    assert [row.query_id for row, _ in rows] == QUERIES
+    assert len(waits) == 4
+
+
+def test_reading_begins_with_the_first_chunk(tmp_path: Path) -> None:
+    # Training overlaps scoring: the first rows come out while nothing else is committed.
+    lists = RankedLists(tmp_path)
+    commit(lists, 0)
+    rows = follow(
+        lists,
+        job_id="job",
+        round_number=0,
+        num_rows=ROWS,
+        rows_per_chunk=PER_CHUNK,
+        start=StreamPosition(),
+        epochs=1,
+        seed=0,
+        wait=never,
+    )
+    assert [next(rows)[0].query_id for _ in range(3)] == ["q0", "q1", "q2"]
+    with pytest.raises(AssertionError, match="waited"):
+        next(rows)
+
+
+def test_each_epoch_visits_every_row_once_in_an_order_of_its_own(complete: RankedLists) -> None:
+    rows = [row.query_id for row, _ in read(complete, epochs=3)]
+    epochs = [rows[i * ROWS : (i + 1) * ROWS] for i in range(3)]
+    assert epochs[0] == QUERIES
+    assert all(sorted(epoch) == sorted(QUERIES) for epoch in epochs)
+    assert epochs[1] != epochs[0]
+    assert epochs[2] != epochs[1]
+
+
+def test_the_order_of_epochs_is_the_seeds(complete: RankedLists) -> None:
+    def order(seed: int) -> list[str]:
+        return [row.query_id for row, _ in read(complete, epochs=2, seed=seed)]
+
+    assert order(7) == order(7)
+    assert order(7) != order(8)
+
+
+def test_reading_on_from_any_position_is_reading_on(complete: RankedLists) -> None:
+    whole = read(complete, epochs=2)
+    for done, (_, position) in enumerate(whole, start=1):
+        rest = read(complete, epochs=2, start=position)
+        assert [(row.query_id, following) for row, following in rest] == [
+            (row.query_id, following) for row, following in whole[done:]
+        ]
+    assert whole[-1][1] == StreamPosition(2, 0)
+
+
+def test_resuming_opens_only_the_chunk_it_needs(complete: RankedLists, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seeking, not replaying: a job that dies late in a long round must not read it all again.
+    opened: list[int] = []
+    read_chunk = complete.read_chunk
+
+    def counting(data_file: str, *, chunk_id: int) -> object:
+        opened.append(chunk_id)
+        return read_chunk(data_file, chunk_id=chunk_id)
+
+    monkeypatch.setattr(complete, "read_chunk", counting)
+    assert [row.query_id for row, _ in read(complete, start=StreamPosition(0, 10))] == ["q10"]
+    assert opened == [3]
+
+
+def test_what_waiting_raises_ends_the_reading(tmp_path: Path) -> None:
+    def broken() -> None:
+        raise RuntimeError("the teacher is gone")
+
+    with pytest.raises(RuntimeError, match="the teacher is gone"):
+        read(RankedLists(tmp_path), wait=broken)
+
+
+def test_a_row_carries_the_list_in_teacher_order(complete: RankedLists) -> None:
+    row, _ = read(complete)[0]
+    assert row.doc_ids == ("d2", "d1")
+    np.testing.assert_array_equal(row.teacher_logits, np.array([0.01, 0.0], dtype=np.float32))
+    np.testing.assert_array_equal(row.relevance, [-1, -1])  # unjudged, which is not the same as judged 0

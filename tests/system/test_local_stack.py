@@ -1,0 +1,64 @@
+"""`dualdistill up` stops exactly what it started: all of it on Ctrl-C, and nothing that somebody else runs."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from services.cli.stack import Stack
+
+
+def processes_below(root: Path) -> set[int]:
+    """Processes whose environment names this root: everything that a stack started."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue  # it ended while we looked
+            if f"DUALDISTILL_ROOT={root}\0".encode() in environment:
+                found.add(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_everything_that_up_started(how: signal.Signals, stack: Stack, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    command = [
+        str(Path(sys.executable).with_name("dualdistill")),
+        "up",
+        "--root",
+        str(root),
+        "--data-root",
+        str(tmp_path),
+    ]
+    with subprocess.Popen([*command, "--port", "0", "--dashboard-port", "0"], stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        lines = []
+        for line in up.stdout:
+            lines.append(line)
+            if "Ctrl-C stops both" in line:
+                break
+        assert any("Ray dashboard" in line for line in lines), lines
+        assert len(processes_below(root)) > 3  # gateway, Ray head and its children
+        up.send_signal(how)
+        rest = up.stdout.read()
+        assert up.wait(60) == 130
+    assert "stopped Ray and the gateway" in rest
+    until = time.monotonic() + 20
+    while left := processes_below(root):
+        assert time.monotonic() < until, f"left running: {left}"
+        time.sleep(0.2)
+    assert httpx.get(f"{stack.gateway_url}/readyz").status_code == 200, "another stack on the machine was hurt"
+
+
+def test_the_ray_dashboard_wants_the_token(stack: Stack) -> None:
+    assert httpx.get(f"{stack.dashboard_url}/api/jobs/").status_code == 401
+    token = stack.token_file.read_text().strip()
+    assert httpx.get(f"{stack.dashboard_url}/api/jobs/", headers={"Authorization": f"Bearer {token}"}).is_success
+    assert stack.token_file.stat().st_mode & 0o077 == 0
