@@ -132,9 +132,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
     parser.add_argument("--labels", type=int, nargs="+", default=[100, 300, 700])
     options = parser.parse_args()
-    plan = [(None, 17)] if options.quick else [(n, seed) for n in options.labels for seed in options.seeds]
+    plan = [(None, 17)] if options.quick else [(n, seed) for seed in options.seeds for n in options.labels]
     console, runs = Console(), []
+    if options.json and options.json.is_file():  # an interrupted measurement goes on
+        runs = json.loads(options.json.read_text(encoding="utf-8"))["figures"]["runs"]
+    done = {(run["labels"], run["seed"]) for run in runs}
     for labels, seed in plan:
+        if (labels, seed) in done:
+            continue
         runs.append(measure(labels, seed, console))
         console.print(runs[-1])
         if options.json:

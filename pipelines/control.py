@@ -14,7 +14,7 @@ from pipelines.comparison import student_run
 from pipelines.corpus.dataset import load_dataset
 from pipelines.devices import resolve_device, use_threads
 from pipelines.evaluation.metrics import PerQuery, evaluate
-from pipelines.model_files import quiet_loading
+from pipelines.pretrained import quiet_loading
 from pipelines.rounds import loop_settings, training_queries
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import load_student

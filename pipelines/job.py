@@ -7,78 +7,35 @@ runs, who is told). Leaves: `artifacts/student` (loads as a `SentenceTransformer
 
 import json
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
-from pipelines.comparison import RUN_DEPTH, bm25_run, pair_scores, rerank_run, student_run, top_of_each
+from pipelines.candidates.miner import embed_corpus
+from pipelines.comparison import bm25_run, pair_scores, rerank_run, student_run
 from pipelines.control import ControlTask, run_control
 from pipelines.corpus.dataset import Dataset, load_dataset
-from pipelines.devices import resolve_device, resolve_dtype
+from pipelines.devices import resolve_device
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.evaluation.report import write_report
 from pipelines.evaluation.result import EvaluationResult, summarise
-from pipelines.journal import Journal
+from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model
+from pipelines.preparation import HeldOut, job_miner, job_teacher, labelled_candidates
 from pipelines.ranked.table import RankedLists, ranked_lists_path
-from pipelines.rounds import RoundInputs, mine_once, run_rounds, training_queries
+from pipelines.rounds import RoundInputs, run_rounds, training_queries
 from pipelines.spec import DistillationSpec
 from pipelines.student.export import export_student
 from pipelines.student.model import load_student
-from pipelines.teacher.contract import ScoreContract, contract_of
-from pipelines.teacher.scorer import PairScorer
-from pipelines.training.teacher import learn_teacher, teacher_key
+from pipelines.teacher.contract import ScoreContract
 
-__all__ = ["JobContext", "TeacherHost", "run_job"]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
-
-class TeacherHost(Protocol):
-    """Somewhere a teacher folder becomes a `PairScorer`: this process, or a pool of replicas."""
-
-    def host(self, folder: Path, contract: ScoreContract) -> AbstractContextManager[PairScorer]:
-        """Serve the teacher in `folder` while the context is open."""
-        ...
-
-
-class SideTask(Protocol):
-    """Runs the label-only control beside the main work: a process pool's `submit`, or a Ray task."""
-
-    def __call__(self, function: Callable[[ControlTask], PerQuery], task: ControlTask, /) -> Future[PerQuery]:
-        """Start `function(task)` elsewhere."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobContext:
-    """Everything about a job that is not science."""
-
-    job_id: str
-    spec: DistillationSpec
-    root: Path
-    dataset_folder: Path
-    model_roots: tuple[Path, ...]
-    host: TeacherHost
-    side_task: SideTask
-    side_task_cpus: float
-    journal: Journal
-
-    @property
-    def work(self) -> Path:
-        """What the job needs to go on after a crash."""
-        return self.root / "jobs" / self.job_id / "work"
-
-    @property
-    def artifacts(self) -> Path:
-        """What the user takes home."""
-        return self.root / "jobs" / self.job_id / "artifacts"
+__all__ = ["run_job"]
 
 
 def run_job(context: JobContext) -> dict[str, Any]:
@@ -98,14 +55,14 @@ def run_job(context: JobContext) -> dict[str, Any]:
     dataset = load_dataset(spec.dataset, context.dataset_folder)
     student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
     student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
-    miner = _miner(context, dataset)
+    miner = job_miner(context, dataset)
     untrained = embed_corpus(student, dataset)
-    test = _TestSet.of(context, dataset, miner, untrained)
-    labelled = _labelled_candidates(context, dataset, miner, untrained)
+    test = HeldOut.of(context, dataset, miner, untrained)
+    labelled = labelled_candidates(context, dataset, miner, untrained)
     control = _start_control(context, test, labelled, student_folder)
 
     journal.phase("teacher_training")
-    teacher_folder, contract = _teacher(context, dataset, labelled)
+    teacher_folder, contract = job_teacher(context, dataset, labelled)
     per_query: dict[str, PerQuery] = {}
     if test:
         per_query["bm25"] = evaluate(test.qrels, bm25_run(dataset, test.queries, _bm25(spec)))
@@ -164,57 +121,8 @@ def run_job(context: JobContext) -> dict[str, Any]:
     return {"evaluation": result.to_dict() if result else None, "facts": facts}
 
 
-@dataclass(frozen=True)
-class _TestSet:
-    queries: tuple[str, ...]
-    qrels: dict[str, dict[str, int]]
-    first_stage: pa.Table
-    to_rerank: pa.Table
-
-    @classmethod
-    def of(cls, context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus) -> "_TestSet | None":
-        split, settings = context.spec.dataset.test_split, context.spec.evaluation
-        if split is None:
-            return None
-        queries = tuple(dataset.labelled_queries(split)[: settings.max_queries])
-        judged = dataset.judged(split)
-        first_stage = mine_once(
-            context.work / "candidates-test.parquet",
-            lambda: miner.mine(queries, corpus=corpus, judged={}, depth=max(RUN_DEPTH, settings.rerank_depth)),
-        )
-        qrels = {query_id: judged[query_id] for query_id in queries}
-        return cls(queries, qrels, first_stage, top_of_each(first_stage, settings.rerank_depth))
-
-
-def _miner(context: JobContext, dataset: Dataset) -> Miner:
-    dense = context.spec.candidates.dense
-    encoder = None
-    if dense and dense.encoder:
-        folder = resolve_model(dense.encoder.model.id, dense.encoder.model.revision, roots=context.model_roots)
-        encoder = load_student(folder, dense.encoder, dropout=0.0, device=resolve_device())
-    return Miner(dataset, context.spec.candidates, encoder=encoder)
-
-
-def _bm25(spec: DistillationSpec) -> Any:
-    return spec.candidates.bm25 or type(spec.candidates).model_fields["bm25"].default
-
-
-def _labelled_candidates(
-    context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus
-) -> tuple[Path, pa.Table] | None:
-    split = context.spec.dataset.train_split
-    if split is None:
-        return None
-    path = context.work / "candidates-labelled.parquet"
-    table = mine_once(
-        path,
-        lambda: miner.mine(dataset.labelled_queries(split), corpus=corpus, judged=dataset.judged_rows(split)),
-    )
-    return path, table
-
-
 def _start_control(
-    context: JobContext, test: _TestSet | None, labelled: tuple[Path, pa.Table] | None, student_folder: Path
+    context: JobContext, test: HeldOut | None, labelled: tuple[Path, pa.Table] | None, student_folder: Path
 ) -> "Future[PerQuery] | None":
     if not (context.spec.evaluation.label_only_control and test and labelled):
         return None
@@ -232,28 +140,8 @@ def _start_control(
     )
 
 
-def _teacher(
-    context: JobContext, dataset: Dataset, labelled: tuple[Path, pa.Table] | None
-) -> tuple[Path, ScoreContract]:
-    teacher = context.spec.teacher
-    folder = resolve_model(teacher.model.id, teacher.model.revision, roots=context.model_roots)
-    model_id, revision = teacher.model.id, teacher.model.revision
-    if teacher.train and labelled:
-        key = teacher_key(folder, dataset, labelled[1], teacher, seed=context.spec.seed)
-        folder = learn_teacher(
-            folder,
-            dataset,
-            labelled[1],
-            teacher,
-            seed=context.spec.seed,
-            folder=context.root / "teachers",
-            journal=context.journal,
-        )
-        model_id, revision = f"trained/{key}", None
-    device_type = "cuda" if teacher.gpus_per_replica > 0 else resolve_device().type
-    dtype = resolve_dtype(teacher.dtype, device_type=device_type)
-    contract = contract_of(folder, model_id=model_id, revision=revision, max_length=teacher.max_length, dtype=dtype)
-    return folder, contract
+def _bm25(spec: DistillationSpec) -> Any:
+    return spec.candidates.bm25 or type(spec.candidates).model_fields["bm25"].default
 
 
 def _facts(dataset: Dataset, spec: DistillationSpec, contract: ScoreContract) -> dict[str, str]:

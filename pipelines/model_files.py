@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import ModelError
 
-__all__ = ["check_positions", "model_config", "quiet_loading", "resolve_model", "weights_hash"]
+__all__ = ["check_positions", "model_config", "resolve_model", "weights_hash"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -133,11 +133,3 @@ def check_positions(model: Any, max_length: int, *, field: str) -> None:
         usable = rows - (0 if table.padding_idx is None else table.padding_idx + 1)
         if max_length > usable:
             raise ModelError(f"{field} is {max_length}, the model has positions for {usable} tokens")
-
-
-def quiet_loading() -> None:
-    """Stop transformers from drawing progress bars and load reports into logs; processes call it once, at start."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

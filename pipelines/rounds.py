@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
-from pipelines.errors import Cancelled, RankedListsError
+from pipelines.errors import Cancelled, DataError, RankedListsError
 from pipelines.journal import Journal
 from pipelines.ranked.filling import chunk_count, fill_round
 from pipelines.ranked.schema import EVALUATION_ROUND
@@ -234,7 +234,7 @@ def _train_student(
         run_fingerprint=f"{inputs.job_id}/{number}",
         keep=training.keep_checkpoints,
     )
-    train(
+    point = train(
         student,
         lambda batch: student_losses(student, batch, training.objective, dtype=dtype),
         open_batches,
@@ -242,4 +242,6 @@ def _train_student(
         on_step=on_step,
         checkpoints=checkpoints,
     )
+    if point.step == 0:
+        raise DataError(f"round {number}: none of {num_rows} ranked lists has two candidates to learn from")
     inputs.journal.event("training.finished", f"round {number}: the student is trained", round=number)

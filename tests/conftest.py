@@ -2,7 +2,7 @@
 
 import torch
 
-from pipelines.model_files import quiet_loading
+from pipelines.pretrained import quiet_loading
 
 torch.set_num_threads(1)
 quiet_loading()

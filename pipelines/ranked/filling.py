@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines.corpus.dataset import Dataset
+from pipelines.errors import RankedListsError
 from pipelines.ranked.schema import rank_candidates
 from pipelines.ranked.table import RankedLists
 from pipelines.teacher.scorer import PairScorer, ScoreRequest
@@ -59,6 +60,9 @@ def fill_round(
         round_number: filed under.
         rows_per_chunk: queries in a chunk.
         before_request: called before each request is sent; may raise to stop (cancellation).
+
+    Raises:
+        RankedListsError: the scorer ended before it had answered every request.
     """
     total = chunk_count(len(candidates), rows_per_chunk)
     committed = lists.chunk_files(job_id, round_number)
@@ -66,6 +70,7 @@ def fill_round(
     for chunk_id in sorted(committed):
         yield ChunkDone(chunk_id, len(chunks[chunk_id]), 0, _pair_count(chunks[chunk_id]))
 
+    answered = set(committed)
     pending: dict[int, tuple[list[Pair], dict[Pair, float]]] = {}
 
     def requests() -> Iterator[ScoreRequest]:
@@ -80,6 +85,7 @@ def fill_round(
 
     for chunk_id, logits in scorer.score_all(requests()):
         fresh, known = pending.pop(chunk_id)
+        answered.add(chunk_id)
         by_pair = known | dict(zip(fresh, logits.tolist(), strict=True))
         pairs = _pairs(chunks[chunk_id])
         lists.commit_chunk(
@@ -96,6 +102,11 @@ def fill_round(
             chunk_id=chunk_id,
         )
         yield ChunkDone(chunk_id, len(chunks[chunk_id]), len(fresh), len(pairs) - len(fresh))
+    if unanswered := sorted(set(range(total)) - answered):
+        raise RankedListsError(
+            f"round {round_number}: the scorer finished without an answer for {len(unanswered)} of {total} chunks, "
+            f"first {unanswered[0]}"
+        )
 
 
 def _pairs(chunk: pa.Table) -> list[Pair]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import ModelError
 from pipelines.model_files import check_positions
+from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.spec import StudentSpec
 
 __all__ = ["DualEncoder", "TextKind", "load_student"]
@@ -90,9 +91,9 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
     Raises:
         ModelError: more layers or positions are asked for than the checkpoint has, or it lacks weights.
     """
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(folder, dropout=dropout)
     if spec.num_layers is not None:
         if spec.num_layers > config.num_hidden_layers:
             raise ModelError(
@@ -101,25 +102,12 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
         config.num_hidden_layers = spec.num_layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[: spec.num_layers]
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "dropout"):
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    backbone, loading = AutoModel.from_pretrained(
+    backbone = load_model(
+        AutoModel,
         folder,
         config=config,
         dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
+        may_be_new=lambda name: name.startswith("pooler."),
     )
-    if missing := sorted(key for key in loading["missing_keys"] if not key.startswith("pooler.")):
-        raise ModelError(f"student checkpoint {folder.name!r} lacks weights {missing[:5]}; they would be random")
     check_positions(backbone, spec.max_length, field="student.max_length")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
-        raise ModelError(
-            f"{folder.name!r}: tokenizer has {len(tokenizer)} tokens, the embedding "
-            f"{backbone.get_input_embeddings().num_embeddings} rows"
-        )
-    return DualEncoder(backbone=backbone, tokenizer=tokenizer, spec=spec).to(device)
+    return DualEncoder(backbone=backbone, tokenizer=load_tokenizer(folder, backbone), spec=spec).to(device)

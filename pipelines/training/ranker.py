@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.devices import torch_dtype
-from pipelines.errors import ModelError
 from pipelines.model_files import check_positions
-from pipelines.teacher.loading import check_vocabulary
+from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.teacher.pairs import encode_pairs
 from pipelines.training.batches import ListBatch
 
@@ -30,36 +29,19 @@ def new_ranker(folder: Path, *, max_length: int, dropout: float, device: torch.d
         ModelError: the tokenizer does not fit the embedding, the model has fewer than `max_length` positions, or the
             checkpoint lacks weights of the encoder itself (they would be random).
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = load_config(folder, dropout=dropout)
     config.num_labels = 1
-    for name in (
-        "hidden_dropout_prob",
-        "attention_probs_dropout_prob",
-        "classifier_dropout",
-        "attention_dropout",
-    ):
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
+    model = load_model(
+        AutoModelForSequenceClassification,
         folder,
         config=config,
         dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
+        may_be_new=lambda name: name.startswith(("classifier.", "score.")) or ".pooler." in name,
     )
-    absent = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
-    body = f"{model.base_model_prefix}."
-    if missing := sorted(key for key in absent if key.startswith(body) and not key.startswith(f"{body}pooler.")):
-        raise ModelError(f"teacher checkpoint {folder.name!r} lacks weights {missing[:5]}; they would be random")
     check_positions(model, max_length, field="teacher.max_length")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    check_vocabulary(tokenizer, model, folder)
-    return model.to(device), tokenizer
+    return model.to(device), load_tokenizer(folder, model)
 
 
 def ranker_losses(model: Any, tokenizer: Any, batch: ListBatch, *, max_length: int, dtype: str) -> dict[str, Tensor]:

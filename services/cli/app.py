@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.errors import PipelineError
@@ -71,9 +72,9 @@ def up(
                 threading.Event().wait()
                 return
             with GatewayClient(stack.gateway_url) as client:
-                succeeded = _submit_and_watch(client, submit, overrides, artifacts_below=stack.root)
+                succeeded = _run_to_its_end(client, submit, overrides, stack.root)
     except ServiceError as error:
-        console.print(f"[red]failed[/]: {error}", highlight=False)
+        console.print(f"[red]failed[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         console.print("\nstopped Ray and the gateway")
@@ -88,7 +89,7 @@ def submit(job: JobFile, url: Url = _LOCAL_URL, overrides: Overrides = None, wat
     """Submit a job to a running gateway; with --watch, follow it to its end."""
     with GatewayClient(url) as client:
         if watch:
-            if not _refuse_bad_input(lambda: _submit_and_watch(client, job, overrides)):
+            if not _refuse_bad_input(lambda: _watch(client, _submit(client, job, overrides))):
                 raise typer.Exit(1)
         else:
             created = _refuse_bad_input(lambda: client.submit(_spec(job, overrides)))
@@ -109,7 +110,7 @@ def run(
     try:
         artifacts, result = run_in_process(spec, root=root.resolve(), data_root=data_root.resolve(), console=console)
     except PipelineError as error:
-        console.print(f"[red]failed[/] ({error.reason}): {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]failed[/] ({error.reason}): {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     _show(result, artifacts)
 
@@ -151,12 +152,24 @@ def _spec(job: Path, overrides: list[str] | None) -> dict[str, Any]:
     return load_spec(job, _parse(overrides)).model_dump(mode="json")
 
 
-def _submit_and_watch(
-    client: GatewayClient, job: Path, overrides: list[str] | None, *, artifacts_below: Path | None = None
-) -> bool:
-    created = client.submit(_spec(job, overrides))
-    console.print(f"submitted      {created['id']}", highlight=False)
-    return _watch(client, created["id"], artifacts_below=artifacts_below)
+def _submit(client: GatewayClient, job: Path, overrides: list[str] | None) -> str:
+    job_id = str(client.submit(_spec(job, overrides))["id"])
+    console.print(f"submitted      {job_id}", highlight=False)
+    return job_id
+
+
+def _run_to_its_end(client: GatewayClient, job: Path, overrides: list[str] | None, root: Path) -> bool:
+    """Submit, follow, show. An interrupt cancels the job: the next `up` must not find it and go on with it.
+
+    What it scored and trained stays, and is reused when it is submitted again.
+    """
+    job_id = _submit(client, job, overrides)
+    try:
+        return _watch(client, job_id, artifacts_below=root)
+    except KeyboardInterrupt:
+        client.cancel(job_id)
+        console.print(f"\ncancelled {job_id}; what it scored so far will be reused", highlight=False)
+        raise
 
 
 def _watch(client: GatewayClient, job_id: str, *, artifacts_below: Path | None = None) -> bool:
@@ -165,7 +178,8 @@ def _watch(client: GatewayClient, job_id: str, *, artifacts_below: Path | None =
     job = watch(client, job_id, console)
     if job["status"] != "succeeded":
         error = job["error"] or {"message": job["status"]}
-        console.print(f"[red]{job['status']}[/] ({job['reason']}): {error['message']}", highlight=False, soft_wrap=True)
+        message = escape(error["message"])
+        console.print(f"[red]{job['status']}[/] ({job['reason']}): {message}", highlight=False, soft_wrap=True)
         return False
     _show(job["result"], artifacts_below / "jobs" / job_id / "artifacts" if artifacts_below else None)
     return True
@@ -174,10 +188,11 @@ def _watch(client: GatewayClient, job_id: str, *, artifacts_below: Path | None =
 def _show(result: dict[str, Any], artifacts: Path | None) -> None:
     print_result(result, console)
     if artifacts:
-        console.print(
-            f"student  {artifacts / 'student'}  (SentenceTransformer loads it)", highlight=False, soft_wrap=True
-        )
-        console.print(f"report   {artifacts / 'report.html'}", highlight=False, soft_wrap=True)
+        for line in (
+            f"student  {artifacts / 'student'}  (SentenceTransformer loads it)",
+            f"report   {artifacts / 'report.html'}",
+        ):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _parse(pairs: list[str] | None) -> dict[str, str]:
@@ -196,10 +211,10 @@ def _refuse_bad_input(step: Callable[[], T]) -> T:
         return step()
     except (SpecError, RequestRefused) as error:
         for path, detail in error.problems or [("request", str(error))]:
-            console.print(f"[red]{path}[/]: {detail}", highlight=False, soft_wrap=True)
+            console.print(f"[red]{escape(path)}[/]: {escape(detail)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except ServiceError as error:
-        console.print(f"[red]failed[/]: {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]failed[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
 
 

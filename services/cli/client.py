@@ -14,6 +14,7 @@ from services.errors import ServiceError
 __all__ = ["GatewayClient", "RequestRefused"]
 
 _JOBS = "/v1/distillation/jobs"
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class RequestRefused(ServiceError):  # noqa: N818 - the gateway's answer, not a failure of ours
@@ -29,7 +30,8 @@ class GatewayClient:
     """Talks to one gateway."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=30)
+        # A proxy of the environment may stand before a gateway elsewhere, never before one on this machine.
+        self._http = httpx.Client(base_url=url, timeout=30, trust_env=httpx.URL(url).host not in _LOOPBACK)
 
     def __enter__(self) -> Self:
         return self
@@ -71,11 +73,21 @@ class GatewayClient:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ServiceError(f"the gateway at {self._http.base_url} does not answer: {error}") from error
-        body: dict[str, Any] = response.json()
+        try:
+            body: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise ServiceError(
+                f"what answers at {self._http.base_url} is no dualdistill gateway: {response.status_code}, not JSON"
+            ) from error
         if response.is_error:
-            problems = [
-                (item["pointer"].removeprefix("#/").replace("/", "."), item["detail"])
-                for item in body.get("errors", [])
-            ]
+            problems = [(_field(item), item["detail"]) for item in body.get("errors", [])]
             raise RequestRefused(response.status_code, body.get("detail", body.get("title", "")), problems)
         return body
+
+
+def _field(item: dict[str, str]) -> str:
+    """The dotted field of a problem in the body, or the name of a parameter of the query."""
+    if "parameter" in item:
+        return item["parameter"]
+    parts = item["pointer"].removeprefix("#/").split("/")
+    return ".".join(part.replace("~1", "/").replace("~0", "~") for part in parts)

@@ -50,10 +50,11 @@ def free_port(preferred: int = 0) -> int:
 
 def write_token(path: Path) -> str:
     """The cluster's shared token, made once per root and readable by its owner only."""
-    if not path.is_file():
+    if not path.is_file() or not path.read_text(encoding="utf-8").strip():  # empty: we were killed before the write
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.write_text(secrets.token_hex(32), encoding="utf-8")
+    path.chmod(0o600)
     return path.read_text(encoding="utf-8").strip()
 
 
@@ -108,7 +109,7 @@ def start_ray(*, dashboard_port: int, num_cpus: int, env: Mapping[str, str], log
         if process.poll() is not None:
             raise RayUnavailable(f"Ray ended with status {process.returncode} while starting; see {log}")
         try:
-            if httpx.get(f"{url}/api/jobs/", headers=headers, timeout=5).is_success:
+            if httpx.get(f"{url}/api/jobs/", headers=headers, timeout=5, trust_env=False).is_success:
                 return LocalRay(process, url)
         except httpx.HTTPError:
             pass  # not up yet: the deadline decides

@@ -17,8 +17,9 @@ from rich.console import Console
 
 from pipelines.control import ControlTask
 from pipelines.devices import use_threads
-from pipelines.job import JobContext, run_job
-from pipelines.model_files import quiet_loading
+from pipelines.job import run_job
+from pipelines.job_context import JobContext
+from pipelines.pretrained import quiet_loading
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.scorer import InProcessHost
 
@@ -60,7 +61,7 @@ class ConsoleJournal:
             if self._console.is_terminal:
                 sys.stdout.write("\r\x1b[2K")
             elapsed = time.monotonic() - self._started
-            self._console.print(f"{elapsed:5.0f} s  {message}", highlight=False)
+            self._console.print(f"{elapsed:5.0f} s  {message}", highlight=False, markup=False)
 
     def check_cancelled(self) -> None:
         """Ctrl-C is the only way to cancel; it needs no polling."""

@@ -106,7 +106,7 @@ def _wait_for_gateway(gateway: "subprocess.Popen[bytes]", port: int, log: Path) 
         if gateway.poll() is not None:
             raise ServiceError(f"the gateway ended with status {gateway.returncode} while starting; see {log}")
         try:
-            if httpx.get(f"{url}/readyz", timeout=5).is_success:
+            if httpx.get(f"{url}/readyz", timeout=5, trust_env=False).is_success:
                 return url
         except httpx.HTTPError:
             pass  # not up yet: the deadline decides

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import structlog
+from ray.exceptions import RayTaskError
 
 from pipelines.control import ControlTask
 from pipelines.devices import use_threads
 from pipelines.errors import Cancelled, PipelineError
-from pipelines.job import JobContext, run_job
-from pipelines.model_files import quiet_loading
+from pipelines.job import run_job
+from pipelines.job_context import JobContext
+from pipelines.pretrained import quiet_loading
 from pipelines.spec import parse_spec
 from services.data_roots import offences, resolve_dataset
 from services.driver.hosting import PoolHost
@@ -62,7 +64,7 @@ def _attempt(settings: Settings, store: Store, session: DriverSession, journal: 
         session.mark_cancelled()
     except (PipelineError, OutsideDataRoots) as error:
         log.warning("job failed", reason=error.reason, error=str(error))
-        session.fail(error.reason, str(error))
+        session.fail(error.reason, _sentence(error))
     except StaleDriver:
         raise
     except Exception as error:
@@ -71,6 +73,11 @@ def _attempt(settings: Settings, store: Store, session: DriverSession, journal: 
         session.event("driver.error", f"{type(error).__name__}: {error}", {"traceback": trace[-4000:]}, level="error")
         return 1
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says to the user; Ray's text of one that was raised in another process is a traceback."""
+    return str(error.cause if isinstance(error, RayTaskError) else error)
 
 
 def _context(settings: Settings, store: Store, session: DriverSession, job: Job, journal: StoreJournal) -> JobContext:

@@ -6,7 +6,7 @@ it comes with every batch; everything else is written at once. A heartbeat threa
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,9 @@ _HEARTBEAT_EVERY_S = 5.0
 class StoreJournal:
     """Reports to the store; raises `Cancelled` or `StaleDriver` from `check_cancelled` when the run must stop."""
 
-    def __init__(self, session: DriverSession) -> None:
+    def __init__(self, session: DriverSession, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._session = session
+        self._clock = clock
         self._lock = threading.Lock()
         self._pending: dict[str, float | str] = {}
         self._written_at = 0.0
@@ -39,7 +40,7 @@ class StoreJournal:
         """Merge numbers into the job's progress, soon."""
         with self._lock:
             self._pending |= numbers
-            if time.monotonic() - self._written_at >= _PROGRESS_EVERY_S:
+            if self._clock() - self._written_at >= _PROGRESS_EVERY_S:
                 self._write()
 
     def event(self, type_: str, message: str, **data: Any) -> None:
@@ -55,14 +56,14 @@ class StoreJournal:
         if self._pending:
             self._session.set_progress(dict(self._pending))
             self._pending.clear()
-        self._written_at = time.monotonic()
+        self._written_at = self._clock()
 
     def check_cancelled(self) -> None:
         """Look at most every half second whether the job was cancelled or given to another driver."""
         if self._stop:
             raise self._stop
-        if time.monotonic() - self._checked_at >= _PROGRESS_EVERY_S:
-            self._checked_at = time.monotonic()
+        if self._clock() - self._checked_at >= _PROGRESS_EVERY_S:
+            self._checked_at = self._clock()
             if self._session.cancel_requested():
                 self._stop = Cancelled("the job was cancelled")
                 raise self._stop

@@ -35,13 +35,24 @@ _CALL_DEADLINE_S = 600.0
 
 
 class PoolScorer:
-    """Scores through the Serve application `name`, `in_flight` calls at a time."""
+    """Scores through the Serve application `name`, `in_flight` calls at a time.
 
-    def __init__(self, name: str, contract: ScoreContract, *, weights_version: int, in_flight: int) -> None:
+    `handle` is the application's handle where the caller has it already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        contract: ScoreContract,
+        *,
+        weights_version: int,
+        in_flight: int,
+        handle: "DeploymentHandle | None" = None,
+    ) -> None:
         self._contract = contract
         self._weights_version = weights_version
         self._in_flight = in_flight
-        self._handle: DeploymentHandle = serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
+        self._handle: DeploymentHandle = handle or serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
 
     @property
     def contract(self) -> ScoreContract:

@@ -62,9 +62,11 @@ def _application(teacher: Teacher) -> dict[str, Any]:
 class ServeControl:
     """Applies desired teachers to one Ray cluster, over HTTP only. The cluster's Serve belongs to dualdistill."""
 
-    def __init__(self, dashboard_url: str, token: str | None) -> None:
+    def __init__(self, dashboard_url: str, token: str | None, *, transport: httpx.BaseTransport | None = None) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=dashboard_url, headers=headers, timeout=30, trust_env=False)
+        self._http = httpx.Client(
+            base_url=dashboard_url, headers=headers, timeout=30, transport=transport, trust_env=False
+        )
         self._applied: dict[str, Any] | None = None
 
     def apply(self, teachers: Sequence[Teacher]) -> bool:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ray import serve
 
 from pipelines.devices import use_threads
-from pipelines.model_files import quiet_loading
+from pipelines.pretrained import quiet_loading
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import TeacherEngine, load_engine
 
@@ -25,7 +25,7 @@ DEPLOYMENT_NAME = "TeacherReplica"
 
 @serve.deployment(name=DEPLOYMENT_NAME)
 class TeacherReplica:
-    """Scores pairs; configured by `services.teacher_pool.control.user_config`."""
+    """Scores pairs; configured by the `user_config` of `services.teacher_pool.control.render`."""
 
     def __init__(self) -> None:
         quiet_loading()

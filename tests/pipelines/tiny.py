@@ -129,14 +129,14 @@ def write_beir(folder: Path) -> Path:
     return folder
 
 
-def spec_data(*, encoder: str = "encoder", teacher: str = "teacher", **sections: dict[str, Any]) -> dict[str, Any]:
+def spec_data(**sections: Any) -> dict[str, Any]:
     """A small job as a mapping; each section given is laid over the section of that name."""
     data: dict[str, Any] = {
         "name": "tiny",
         "seed": 3,
         "dataset": {"path": "data", "unlabelled": {"min_confidence": 0.2}},
-        "teacher": {"model": {"id": teacher}, "max_length": 48, "dtype": "fp32", "tokens_per_batch": 512},
-        "student": {"model": {"id": encoder}, "num_layers": 1, "max_length": 32},
+        "teacher": {"model": {"id": "teacher"}, "max_length": 48, "dtype": "fp32", "tokens_per_batch": 512},
+        "student": {"model": {"id": "encoder"}, "num_layers": 1, "max_length": 32},
         "candidates": {
             "bm25": {"top_k": 5},
             "dense": {"top_k": 4},

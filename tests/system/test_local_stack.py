@@ -5,11 +5,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import httpx
 import pytest
+import yaml
+from miniature import miniature
 
 from services.cli.stack import Stack
+from services.store import Store
 
 
 def processes_below(root: Path) -> set[int]:
@@ -26,6 +30,16 @@ def processes_below(root: Path) -> set[int]:
     return found
 
 
+def read_until(stream: IO[str], text: str) -> list[str]:
+    """Lines up to the first that holds `text`."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if text in line:
+            break
+    return lines
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_everything_that_up_started(how: signal.Signals, stack: Stack, tmp_path: Path) -> None:
     root = tmp_path / "root"
@@ -39,11 +53,7 @@ def test_ctrl_c_stops_everything_that_up_started(how: signal.Signals, stack: Sta
     ]
     with subprocess.Popen([*command, "--port", "0", "--dashboard-port", "0"], stdout=subprocess.PIPE, text=True) as up:
         assert up.stdout is not None
-        lines = []
-        for line in up.stdout:
-            lines.append(line)
-            if "Ctrl-C stops both" in line:
-                break
+        lines = read_until(up.stdout, "Ctrl-C stops both")
         assert any("Ray dashboard" in line for line in lines), lines
         assert len(processes_below(root)) > 3  # gateway, Ray head and its children
         up.send_signal(how)
@@ -55,6 +65,30 @@ def test_ctrl_c_stops_everything_that_up_started(how: signal.Signals, stack: Sta
         assert time.monotonic() < until, f"left running: {left}"
         time.sleep(0.2)
     assert httpx.get(f"{stack.gateway_url}/readyz").status_code == 200, "another stack on the machine was hurt"
+
+
+def test_ctrl_c_during_a_submitted_job_cancels_it(data_root: Path, tmp_path: Path) -> None:
+    """Otherwise the next `up` on the same root would find it unfinished and go on with it."""
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(miniature(seed=9, training={"epochs": 200})))
+    root = tmp_path / "root"
+    command = [
+        str(Path(sys.executable).with_name("dualdistill")),
+        "up",
+        "--root",
+        str(root),
+        "--data-root",
+        str(data_root),
+    ]
+    command += ["--submit", str(tmp_path / "job.yaml"), "--port", "0", "--dashboard-port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
+        assert up.stdout is not None
+        lines = read_until(up.stdout, "the first step is done")
+        up.send_signal(signal.SIGINT)
+        rest = up.stdout.read()
+        assert up.wait(60) == 130
+    assert "cancelled ddjob-" in rest
+    (job,) = Store(f"sqlite:///{root / 'dualdistill.db'}").list_jobs()
+    assert job.status in {"cancelling", "cancelled"}, lines
 
 
 def test_the_ray_dashboard_wants_the_token(stack: Stack) -> None:

@@ -1,5 +1,6 @@
 """The teacher is asked once per pair: not again by a second job, nor by the one that goes on after a crash."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lists_for_tests import CountingScorer, candidates_of, hash_score, lists_of
 
 from pipelines.corpus.dataset import Dataset
-from pipelines.errors import Cancelled
+from pipelines.errors import Cancelled, RankedListsError
 from pipelines.ranked.filling import ChunkDone, chunk_count, fill_round
 from pipelines.ranked.table import RankedLists
 from pipelines.teacher.scorer import ScoreRequest
@@ -112,7 +113,9 @@ def test_a_round_goes_on_where_it_was_left(
 ) -> None:
     path, wanted = tmp_path_factory.mktemp("lists"), lists_of(dataset, 18)
     first = StopsAfter(survived, order)
-    fill(dataset, RankedLists(path), first, wanted)
+    # A scorer that ends early is an error: test lists that were never ranked would count as a bad teacher.
+    with pytest.raises(RankedListsError, match=f"{5 - survived} of 5") if survived < 5 else contextlib.nullcontext():
+        fill(dataset, RankedLists(path), first, wanted)
     second = CountingScorer()
     done = fill(dataset, RankedLists(path), second, wanted)
     assert not set(first.pairs) & set(second.pairs), "a committed chunk was scored again"

@@ -112,6 +112,15 @@ def test_the_query_stays_whole_and_the_passage_is_cut_from_the_right(teacher_fol
     assert abs(float(other_end[0]) - longer) > 1e-4, "the query's last word must still be read"
 
 
+def test_a_query_longer_than_its_passage_still_stays_whole(teacher_folder: Path) -> None:
+    # "Longest first", the usual default, would cut the question here: 3 special tokens and 30 of query leave 15.
+    scorer = engine(teacher_folder)
+    query, passage = " ".join((FILLER * 3)[:30]), " ".join((TOPICS * 3)[:15])
+    fits, longer, other = scorer.score([query, query, query[:-7] + "rare"], [passage, passage + " eye" * 10, passage])
+    assert longer == pytest.approx(fits, abs=1e-5)
+    assert abs(float(other - fits)) > 1e-4, "the query's last word must be read"
+
+
 def test_a_query_that_leaves_no_room_is_an_error_with_both_numbers(teacher_folder: Path) -> None:
     # Cutting it would score another question; tokenizers themselves only say "sequence too short".
     scorer = engine(teacher_folder, max_length=16)

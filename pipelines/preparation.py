@@ -1,0 +1,100 @@
+"""What a job has ready before its first round: test set, candidate sources, labelled candidates, the teacher.
+
+Enters: a `JobContext`, its data set, the untrained student's view of the corpus. Leaves: each of those, taken from the
+job's work folder when an earlier attempt left it there.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.candidates.miner import EmbeddedCorpus, Miner
+from pipelines.comparison import RUN_DEPTH, top_of_each
+from pipelines.corpus.dataset import Dataset
+from pipelines.devices import resolve_device, resolve_dtype
+from pipelines.job_context import JobContext
+from pipelines.model_files import resolve_model
+from pipelines.rounds import mine_once
+from pipelines.student.model import load_student
+from pipelines.teacher.contract import ScoreContract, contract_of
+from pipelines.training.teacher import learn_teacher, teacher_key
+
+__all__ = ["HeldOut", "job_miner", "job_teacher", "labelled_candidates"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test queries of a job and what the first stage found for them, labels unseen."""
+
+    queries: tuple[str, ...]
+    qrels: dict[str, dict[str, int]]
+    first_stage: pa.Table
+    """Candidates table, `RUN_DEPTH` or more a query."""
+    to_rerank: pa.Table
+    """The top of it, which the teacher scores."""
+
+    @classmethod
+    def of(cls, context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus) -> "HeldOut | None":
+        """The job's held-out queries; None when it names no test split."""
+        split, settings = context.spec.dataset.test_split, context.spec.evaluation
+        if split is None:
+            return None
+        queries = tuple(dataset.labelled_queries(split)[: settings.max_queries])
+        judged = dataset.judged(split)
+        first_stage = mine_once(
+            context.work / "candidates-test.parquet",
+            lambda: miner.mine(queries, corpus=corpus, judged={}, depth=max(RUN_DEPTH, settings.rerank_depth)),
+        )
+        qrels = {query_id: judged[query_id] for query_id in queries}
+        return cls(queries, qrels, first_stage, top_of_each(first_stage, settings.rerank_depth))
+
+
+def job_miner(context: JobContext, dataset: Dataset) -> Miner:
+    """The job's candidate sources; a fixed dense encoder is loaded when the spec names one."""
+    dense = context.spec.candidates.dense
+    encoder = None
+    if dense and dense.encoder:
+        folder = resolve_model(dense.encoder.model.id, dense.encoder.model.revision, roots=context.model_roots)
+        encoder = load_student(folder, dense.encoder, dropout=0.0, device=resolve_device())
+    return Miner(dataset, context.spec.candidates, encoder=encoder)
+
+
+def labelled_candidates(
+    context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus
+) -> tuple[Path, pa.Table] | None:
+    """Candidates of the labelled queries, positives first, and the file they are in; None without a train split."""
+    split = context.spec.dataset.train_split
+    if split is None:
+        return None
+    path = context.work / "candidates-labelled.parquet"
+    table = mine_once(
+        path,
+        lambda: miner.mine(dataset.labelled_queries(split), corpus=corpus, judged=dataset.judged_rows(split)),
+    )
+    return path, table
+
+
+def job_teacher(
+    context: JobContext, dataset: Dataset, labelled: tuple[Path, pa.Table] | None
+) -> tuple[Path, ScoreContract]:
+    """The folder of the job's teacher, fine-tuned first if the spec asks for it, and the contract of its scores."""
+    teacher = context.spec.teacher
+    folder = resolve_model(teacher.model.id, teacher.model.revision, roots=context.model_roots)
+    model_id, revision = teacher.model.id, teacher.model.revision
+    if teacher.train and labelled:
+        key = teacher_key(folder, dataset, labelled[1], teacher, seed=context.spec.seed)
+        folder = learn_teacher(
+            folder,
+            dataset,
+            labelled[1],
+            teacher,
+            seed=context.spec.seed,
+            folder=context.root / "teachers",
+            journal=context.journal,
+        )
+        model_id, revision = f"trained/{key}", None
+    device_type = "cuda" if teacher.gpus_per_replica > 0 else resolve_device().type
+    dtype = resolve_dtype(teacher.dtype, device_type=device_type)
+    contract = contract_of(folder, model_id=model_id, revision=revision, max_length=teacher.max_length, dtype=dtype)
+    return folder, contract

@@ -1,0 +1,97 @@
+"""PoolHost against a real SQLite store: the driver writes down what it wants, and deploys nothing itself.
+
+Serve's status is played; the pool itself is in tests/system.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import RecordingJournal, tiny_spec
+
+from pipelines.errors import Cancelled
+from pipelines.teacher.contract import ScoreContract
+from services.driver.hosting import PoolHost
+from services.errors import TeacherPoolError
+from services.store import DriverSession, Store
+from services.teacher_pool import client
+from services.teacher_pool.control import application_name
+
+CONTRACT = ScoreContract(model_id="m", revision=None, weights_hash="ab", max_length=64, dtype="fp32")
+NAME = application_name(CONTRACT.fingerprint)
+
+
+def application(status: str, *, running: int = 0, message: str = "") -> SimpleNamespace:
+    """An application as `serve.status()` describes it."""
+    deployment = SimpleNamespace(replica_states={"RUNNING": running} if running else {}, message=message)
+    return SimpleNamespace(status=status, message="", deployments={"TeacherReplica": deployment})
+
+
+@pytest.fixture
+def serve_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let Serve say these things, one each time it is asked; time passes only by being waited for."""
+
+    def script(*states: Any) -> None:
+        now = [0.0]
+        coming = iter(states)
+        last = states[-1]
+
+        def status() -> Any:
+            state = next(coming, last)
+            return SimpleNamespace(applications={} if state is None else {NAME: state})
+
+        played_time = SimpleNamespace(
+            monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
+        )
+        monkeypatch.setattr(client, "time", played_time)
+        monkeypatch.setattr(client.serve, "status", status)
+        monkeypatch.setattr(client.serve, "get_deployment_handle", lambda *_, **__: object())
+
+    return script
+
+
+def host(store: Store, session: DriverSession, journal: Any) -> PoolHost:
+    return PoolHost(store, session, tiny_spec(teacher={"replicas": 3, "cpus_per_replica": 0.5}).teacher, journal)
+
+
+def test_the_teacher_is_wanted_as_the_spec_says_before_it_is_waited_for(
+    store: Store, session: DriverSession, serve_says: Any
+) -> None:
+    serve_says(None, application("DEPLOYING"), application("DEPLOYING", running=1))
+    journal = RecordingJournal()
+    with host(store, session, journal).host(Path("/teachers/t"), CONTRACT) as scorer:
+        assert scorer.contract == CONTRACT
+        (wanted,) = store.teachers_in_use()
+    assert (wanted.name, wanted.model_dir, wanted.contract) == (NAME, "/teachers/t", CONTRACT.to_dict())
+    assert (wanted.replicas, wanted.cpus_per_replica, wanted.tokens_per_batch) == (3, 0.5, 512)
+    assert journal.named("teacher_pool.ready")[0]["running"] == 1, "one replica is enough to begin"
+
+
+def test_a_pool_that_cannot_be_deployed_says_why(store: Store, session: DriverSession, serve_says: Any) -> None:
+    serve_says(application("DEPLOY_FAILED", message="teacher folder 't' has weights 12, contract ab"))
+    with (
+        pytest.raises(TeacherPoolError, match="contract ab"),
+        host(store, session, RecordingJournal()).host(Path("/teachers/t"), CONTRACT),
+    ):
+        pass
+
+
+def test_a_pool_that_never_comes_up_says_what_it_waited_for(
+    store: Store, session: DriverSession, serve_says: Any
+) -> None:
+    serve_says(application("DEPLOYING", message="3 replicas wait for 1.5 CPUs"))
+    with (
+        pytest.raises(TeacherPoolError, match=r"no running replica after 900 s: 3 replicas wait for 1\.5 CPUs"),
+        host(store, session, RecordingJournal()).host(Path("/teachers/t"), CONTRACT),
+    ):
+        pass
+
+
+def test_waiting_for_a_pool_can_be_cancelled(store: Store, session: DriverSession, serve_says: Any) -> None:
+    serve_says(None)
+    journal = RecordingJournal()
+    journal.cancelled = True
+    with pytest.raises(Cancelled), host(store, session, journal).host(Path("/teachers/t"), CONTRACT):
+        pass
