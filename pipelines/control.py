@@ -4,6 +4,7 @@ Enters: paths and the spec, nothing that does not pickle. Leaves: per-query metr
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +35,15 @@ class ControlTask:
     """Parquet of the candidates table of the labelled queries."""
     test_queries: tuple[str, ...]
     num_cpus: float
+    output: Path
+    """Where the outcome is kept: a job that starts again after a crash does not train its control again."""
 
 
 def run_control(task: ControlTask) -> PerQuery:
-    """Train the label-only student for as many steps as the job and measure it on the test queries."""
+    """Train the label-only student, as many steps as the job, and measure it on the test queries; or find that done."""
+    if task.output.is_file():
+        found: PerQuery = json.loads(task.output.read_text(encoding="utf-8"))
+        return found
     quiet_loading()
     use_threads(task.num_cpus)
     spec = task.spec
@@ -48,4 +54,8 @@ def run_control(task: ControlTask) -> PerQuery:
     train_label_only(student, dataset, pq.read_table(task.labelled_candidates), spec, settings)
     judged = dataset.judged(spec.dataset.test_split or "")
     qrels = {query_id: judged[query_id] for query_id in task.test_queries}
-    return evaluate(qrels, student_run(embed_corpus(student, dataset), dataset, task.test_queries))
+    outcome = evaluate(qrels, student_run(embed_corpus(student, dataset), dataset, task.test_queries))
+    scratch = task.output.with_suffix(".partial")
+    scratch.write_text(json.dumps(outcome), encoding="utf-8")
+    scratch.rename(task.output)
+    return outcome

@@ -136,6 +136,7 @@ def _start_control(
             labelled_candidates=labelled[0],
             test_queries=test.queries,
             num_cpus=context.side_task_cpus,
+            output=context.work / "control.json",
         ),
     )
 

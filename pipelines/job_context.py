@@ -23,6 +23,11 @@ __all__ = ["JobContext", "SideTask", "TeacherHost"]
 class TeacherHost(Protocol):
     """Somewhere a teacher folder becomes a `PairScorer`: this process, or a pool of replicas."""
 
+    @property
+    def device_type(self) -> str:
+        """`cuda` or `cpu`: what the teacher will compute on; decides what dtype `auto` means."""
+        ...
+
     def host(self, folder: Path, contract: ScoreContract) -> AbstractContextManager[PairScorer]:
         """Serve the teacher in `folder` while the context is open."""
         ...

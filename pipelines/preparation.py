@@ -94,7 +94,6 @@ def job_teacher(
             journal=context.journal,
         )
         model_id, revision = f"trained/{key}", None
-    device_type = "cuda" if teacher.gpus_per_replica > 0 else resolve_device().type
-    dtype = resolve_dtype(teacher.dtype, device_type=device_type)
+    dtype = resolve_dtype(teacher.dtype, device_type=context.host.device_type)
     contract = contract_of(folder, model_id=model_id, revision=revision, max_length=teacher.max_length, dtype=dtype)
     return folder, contract

@@ -7,6 +7,7 @@ or in which order scores arrive changes nothing. Every step finds what an earlie
 """
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,6 +102,7 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
             scratch = snapshot.with_suffix(".partial")
             save_file({name: value.contiguous().clone() for name, value in student.state_dict().items()}, scratch)
             scratch.rename(snapshot)
+            shutil.rmtree(inputs.work / "checkpoints" / f"round-{number}", ignore_errors=True)
         student.load_state_dict(load_file(snapshot))
 
 

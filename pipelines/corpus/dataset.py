@@ -68,10 +68,19 @@ class Dataset:
         """Names of the loaded splits, in the order they were read."""
         return list(self._judgements)
 
-    def passages(self) -> list[str]:
-        """What models read of each document, in row order: "title text", or what there is of the two."""
+    @cached_property
+    def _passages(self) -> list[str]:
         titles, texts = self.documents["title"].to_pylist(), self.documents["text"].to_pylist()
         return [_passage(title, text) for title, text in zip(titles, texts, strict=True)]
+
+    @cached_property
+    def _query_texts(self) -> list[str]:
+        texts: list[str] = self.queries["text"].to_pylist()
+        return texts
+
+    def passages(self) -> list[str]:
+        """What models read of each document, in row order: "title text", or what there is of the two."""
+        return list(self._passages)
 
     def passage(self, doc_id: str) -> str:
         """What models read of one document.
@@ -79,8 +88,7 @@ class Dataset:
         Raises:
             DataError: there is no such document.
         """
-        row = self._row(self.document_row, doc_id, "document")
-        return _passage(self.documents["title"][row].as_py(), self.documents["text"][row].as_py())
+        return self._passages[self._row(self.document_row, doc_id, "document")]
 
     def query_text(self, query_id: str) -> str:
         """The text of one query.
@@ -88,8 +96,7 @@ class Dataset:
         Raises:
             DataError: there is no such query.
         """
-        text: str = self.queries["text"][self._row(self.query_row, query_id, "query")].as_py()
-        return text
+        return self._query_texts[self._row(self.query_row, query_id, "query")]
 
     def judged(self, split: str) -> dict[str, dict[str, int]]:
         """query_id -> doc_id -> relevance (0 and below: judged not relevant). A copy, free to change.

@@ -21,6 +21,8 @@ from pipelines.teacher.scorer import PairScorer, ScoreRequest
 __all__ = ["ChunkDone", "chunk_count", "fill_round"]
 
 Pair = tuple[str, str]
+_LOOKUP_CHUNKS = 64
+"""Known logits are looked up for this many chunks at once: a lookup reads the statistics of every file of the table."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,17 @@ def fill_round(
     pending: dict[int, tuple[list[Pair], dict[Pair, float]]] = {}
 
     def requests() -> Iterator[ScoreRequest]:
-        for chunk_id in (i for i in range(total) if i not in committed):
-            before_request()
-            pairs = _pairs(chunks[chunk_id])
-            known = lists.known_logits(chunks[chunk_id]["query_id"].to_pylist(), weights_version=scorer.weights_version)
-            fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
-            pending[chunk_id] = (fresh, known)
-            queries = [dataset.query_text(query_id) for query_id, _ in fresh]
-            yield ScoreRequest(chunk_id, queries, [dataset.passage(doc_id) for _, doc_id in fresh])
+        missing = [i for i in range(total) if i not in committed]
+        for window in (missing[i : i + _LOOKUP_CHUNKS] for i in range(0, len(missing), _LOOKUP_CHUNKS)):
+            query_ids = [query_id for chunk_id in window for query_id in chunks[chunk_id]["query_id"].to_pylist()]
+            known = lists.known_logits(query_ids, weights_version=scorer.weights_version)
+            for chunk_id in window:
+                before_request()
+                pairs = _pairs(chunks[chunk_id])
+                fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
+                pending[chunk_id] = (fresh, {pair: known[pair] for pair in pairs if pair in known})
+                queries = [dataset.query_text(query_id) for query_id, _ in fresh]
+                yield ScoreRequest(chunk_id, queries, [dataset.passage(doc_id) for _, doc_id in fresh])
 
     for chunk_id, logits in scorer.score_all(requests()):
         fresh, known = pending.pop(chunk_id)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.devices import resolve_device, torch_dtype
+from pipelines.devices import torch_dtype
 from pipelines.errors import ContractError, ModelError
 from pipelines.model_files import check_positions, weights_hash
 from pipelines.teacher.contract import ScoreContract
@@ -69,8 +69,8 @@ class TeacherEngine:
         return logits
 
 
-def load_engine(folder: Path, contract: ScoreContract, *, tokens_per_batch: int) -> TeacherEngine:
-    """Load the teacher in `folder` and hold it to its contract.
+def load_engine(folder: Path, contract: ScoreContract, *, device: torch.device, tokens_per_batch: int) -> TeacherEngine:
+    """Load the teacher in `folder` onto `device` and hold it to its contract.
 
     Raises:
         ContractError: the folder's weights are not those that the contract names.
@@ -81,7 +81,6 @@ def load_engine(folder: Path, contract: ScoreContract, *, tokens_per_batch: int)
         raise ContractError(
             f"teacher folder {folder.name!r} has weights {found[:12]}, contract {contract.weights_hash[:12]}"
         )
-    device = resolve_device()
     model, tokenizer = load_cross_encoder(folder, dtype=torch_dtype(contract.dtype), device=device)
     check_positions(model, contract.max_length, field="teacher.max_length")
     return TeacherEngine(

@@ -13,7 +13,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from pipelines.devices import resolve_device
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import TeacherEngine, load_engine
 
@@ -75,7 +77,16 @@ class InProcessHost:
     def __init__(self, *, tokens_per_batch: int) -> None:
         self._tokens_per_batch = tokens_per_batch
 
+    @property
+    def device_type(self) -> str:
+        """Where this process computes."""
+        return resolve_device().type
+
     @contextmanager
     def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
         """Load the teacher in `folder`; it is dropped when the context closes."""
-        yield InProcessScorer(load_engine(folder, contract, tokens_per_batch=self._tokens_per_batch))
+        yield InProcessScorer(
+            load_engine(
+                folder, contract, device=torch.device(self.device_type), tokens_per_batch=self._tokens_per_batch
+            )
+        )

@@ -5,9 +5,13 @@ A trained teacher is filed under the hash of everything that decided it, so a se
 settings finds it, and with it every score made under its contract.
 """
 
+import fcntl
 import hashlib
 import json
+import shutil
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -58,14 +62,36 @@ def learn_teacher(
     if spec.train is None:
         raise ValueError("the spec does not ask for a trained teacher")
     key = teacher_key(base, dataset, labelled, spec, seed=seed)
-    finished = folder / key / "model"
-    if finished.is_dir():
-        journal.event("teacher.reused", f"the teacher {key[:12]} was already trained", key=key)
-        return finished
-    journal.event("teacher.training.started", f"fine-tuning the teacher on {len(labelled)} labelled queries", key=key)
-    _train(base, dataset, labelled, spec, spec.train, seed=seed, work=folder / key, journal=journal)
+    work = folder / key
+    finished = work / "model"
+    with _only_one(work / ".lock", journal):
+        if finished.is_dir():
+            journal.event("teacher.reused", f"the teacher {key[:12]} was already trained", key=key)
+            return finished
+        message = f"fine-tuning the teacher on {len(labelled)} labelled queries"
+        journal.event("teacher.training.started", message, key=key)
+        _train(base, dataset, labelled, spec, spec.train, seed=seed, work=work, journal=journal)
+        shutil.rmtree(work / "checkpoints")
     journal.event("teacher.training.finished", f"the teacher {key[:12]} is trained", key=key)
     return finished
+
+
+@contextmanager
+def _only_one(path: Path, journal: Journal) -> Iterator[None]:
+    """Hold the lock file at `path`: of two jobs that want the same teacher one trains it and the other waits for it.
+
+    The kernel frees the lock of a process that dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        while True:
+            journal.check_cancelled()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.5)
+        yield
 
 
 def _train(

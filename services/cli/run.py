@@ -95,4 +95,9 @@ def run_in_process(
             side_task_cpus=share,
             journal=ConsoleJournal(console),
         )
-        return context.artifacts, run_job(context)
+        try:
+            return context.artifacts, run_job(context)
+        except BaseException:  # the caller must not wait for the control to learn that the job is over
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise

@@ -32,6 +32,11 @@ class PoolHost:
         self._spec = spec
         self._journal = journal
 
+    @property
+    def device_type(self) -> str:
+        """A replica computes on a GPU if it books one."""
+        return "cuda" if self._spec.gpus_per_replica > 0 else "cpu"
+
     @contextmanager
     def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
         """Ask for the pool, wait for its first replica, score through it."""

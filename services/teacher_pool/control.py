@@ -52,6 +52,7 @@ def _application(teacher: Teacher) -> dict[str, Any]:
                     "contract": teacher.contract,
                     "tokens_per_batch": teacher.tokens_per_batch,
                     "num_cpus": teacher.cpus_per_replica,
+                    "num_gpus": teacher.gpus_per_replica,
                     "weights_version": teacher.weights_version,
                 },
             }

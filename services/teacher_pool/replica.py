@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from ray import serve
 
 from pipelines.devices import use_threads
@@ -42,6 +43,7 @@ class TeacherReplica:
                     load_engine,
                     Path(config["model_dir"]),
                     ScoreContract.from_dict(config["contract"]),
+                    device=torch.device("cuda" if config["num_gpus"] > 0 else "cpu"),
                     tokens_per_batch=config["tokens_per_batch"],
                 )
                 self._configured = config

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from deltalake import DeltaTable
 from tiny import RecordingJournal, tiny_spec
 
@@ -33,10 +34,11 @@ class ScriptedHost:
 
     script: Callable[[Iterable[ScoreRequest], Callable[[ScoreRequest], np.ndarray]], Answers]
     scored: list[ScoreRequest] = field(default_factory=list)
+    device_type: str = "cpu"
 
     @contextmanager
     def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
-        engine = load_engine(folder, contract, tokens_per_batch=512)
+        engine = load_engine(folder, contract, device=torch.device("cpu"), tokens_per_batch=512)
         outer = self
 
         def score(request: ScoreRequest) -> np.ndarray:

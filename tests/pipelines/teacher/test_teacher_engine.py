@@ -24,7 +24,9 @@ def contract(folder: Path, **changes: Any) -> ScoreContract:
 
 
 def engine(folder: Path, *, tokens_per_batch: int = 512, **changes: Any) -> TeacherEngine:
-    return load_engine(folder, contract(folder, **changes), tokens_per_batch=tokens_per_batch)
+    return load_engine(
+        folder, contract(folder, **changes), device=torch.device("cpu"), tokens_per_batch=tokens_per_batch
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ def test_a_logit_that_is_not_finite_is_an_error_and_not_a_score(teacher_folder: 
 def test_a_folder_that_is_not_the_contracts_is_refused(teacher_folder: Path, encoder_folder: Path) -> None:
     # A replica that loads other weights would fill a contract's table with another teacher's scores.
     with pytest.raises(ContractError, match="contract"):
-        load_engine(encoder_folder, contract(teacher_folder), tokens_per_batch=64)
+        load_engine(encoder_folder, contract(teacher_folder), device=torch.device("cpu"), tokens_per_batch=64)
 
 
 def test_a_length_beyond_the_positions_is_refused_at_load(teacher_folder: Path) -> None:

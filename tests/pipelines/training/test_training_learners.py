@@ -106,7 +106,7 @@ def test_the_ranker_loss_is_cross_entropy_over_the_engines_logits(
     loss = ranker_losses(model, tokenizer, batch, max_length=16, dtype="fp32")["loss"]
     save_ranker(model, tokenizer, tmp_path / "ranker")
     contract = contract_of(tmp_path / "ranker", model_id="r", revision=None, max_length=16, dtype="fp32")
-    engine = load_engine(tmp_path / "ranker", contract, tokens_per_batch=256)
+    engine = load_engine(tmp_path / "ranker", contract, device=torch.device("cpu"), tokens_per_batch=256)
     expected = []
     for query, columns, mask, positive in zip(
         batch.query_texts, batch.columns, batch.mask, batch.positive, strict=True
@@ -172,7 +172,7 @@ def test_a_ranker_learns_a_tiny_set_by_heart(
     )
     assert float(journal.numbers["teacher_loss"]) < 0.05
     contract = contract_of(made, model_id="t", revision=None, max_length=32, dtype="fp32")
-    engine = load_engine(made, contract, tokens_per_batch=512)
+    engine = load_engine(made, contract, device=torch.device("cpu"), tokens_per_batch=512)
     first = 0
     for query_id, items in zip(labelled["query_id"].to_pylist(), labelled["candidates"].to_pylist(), strict=True):
         passages = [dataset.passage(item["doc_id"]) for item in items]

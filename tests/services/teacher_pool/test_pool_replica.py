@@ -41,6 +41,7 @@ def user_config(folder: Path, **fields: Any) -> dict[str, Any]:
         "contract": contract(folder).to_dict(),
         "tokens_per_batch": 512,
         "num_cpus": 1.0,
+        "num_gpus": 0.0,
         "weights_version": 0,
     }
     return config | fields
@@ -58,7 +59,9 @@ def test_a_replica_gives_the_engine_s_bits(teacher: Path) -> None:
 
     fingerprint, logits = asyncio.run(score())
     assert fingerprint == contract(teacher).fingerprint
-    expected = load_engine(teacher, contract(teacher), tokens_per_batch=512).score(QUERIES, PASSAGES)
+    expected = load_engine(teacher, contract(teacher), device=torch.device("cpu"), tokens_per_batch=512).score(
+        QUERIES, PASSAGES
+    )
     np.testing.assert_array_equal(logits, expected)
 
 
