@@ -4,8 +4,10 @@ ServiceError
 ├── JobNotFound          no job of that id
 ├── StateConflict        the job's status does not allow what was asked
 ├── StaleDriver          this driver was replaced: its fencing token is no longer the job's
-├── TeacherPoolError     the pool cannot be deployed or does not answer
-└── RayUnavailable       the Ray cluster's HTTP API does not answer
+├── TeacherPoolError     the pool does not answer; another attempt may help
+│   └── TeacherNotDeployable  Serve gave up on the teacher; another attempt would not help
+├── RayUnavailable       the Ray cluster's HTTP API does not answer
+└── OutsideDataRoots     a path of a job does not lie below a data root
 """
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "ServiceError",
     "StaleDriver",
     "StateConflict",
+    "TeacherNotDeployable",
     "TeacherPoolError",
 ]
 
@@ -47,6 +50,12 @@ class TeacherPoolError(ServiceError):
     """The teacher pool cannot be deployed, or does not answer within its deadline."""
 
     reason = "teacher_pool_unavailable"
+
+
+class TeacherNotDeployable(TeacherPoolError):  # noqa: N818
+    """Serve gave up on deploying the teacher; the message says why."""
+
+    reason = "teacher_not_deployable"
 
 
 class RayUnavailable(ServiceError):  # noqa: N818

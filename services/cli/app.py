@@ -1,5 +1,6 @@
 """The command line: every command in one place, each a few lines over a module that does the work."""
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -167,8 +168,9 @@ def _run_to_its_end(client: GatewayClient, job: Path, overrides: list[str] | Non
     try:
         return _watch(client, job_id, artifacts_below=root)
     except KeyboardInterrupt:
-        client.cancel(job_id)
-        console.print(f"\ncancelled {job_id}; what it scored so far will be reused", highlight=False)
+        with contextlib.suppress(RequestRefused):  # it ended in the same moment
+            client.cancel(job_id)
+            console.print(f"\ncancelled {job_id}; what it scored so far will be reused", highlight=False)
         raise
 
 

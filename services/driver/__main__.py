@@ -23,7 +23,7 @@ from pipelines.spec import parse_spec
 from services.data_roots import offences, resolve_dataset
 from services.driver.hosting import PoolHost
 from services.driver.journal import StoreJournal
-from services.errors import OutsideDataRoots, StaleDriver
+from services.errors import OutsideDataRoots, StaleDriver, TeacherNotDeployable
 from services.settings import Settings
 from services.store import DriverSession, Job, Store
 
@@ -62,7 +62,7 @@ def _attempt(settings: Settings, store: Store, session: DriverSession, journal: 
         session.succeed(result)
     except Cancelled:
         session.mark_cancelled()
-    except (PipelineError, OutsideDataRoots) as error:
+    except (PipelineError, OutsideDataRoots, TeacherNotDeployable) as error:
         log.warning("job failed", reason=error.reason, error=str(error))
         session.fail(error.reason, _sentence(error))
     except StaleDriver:

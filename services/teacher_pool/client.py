@@ -21,7 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from pipelines.errors import ContractError
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreRequest
-from services.errors import TeacherPoolError
+from services.errors import TeacherNotDeployable, TeacherPoolError
 from services.teacher_pool.replica import DEPLOYMENT_NAME
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def wait_until_running(name: str, *, deadline_s: float, check: Callable[[], None
         check: called between looks; may raise to stop waiting (cancellation).
 
     Raises:
-        TeacherPoolError: the application failed to deploy, or no replica came up in time; says what Serve says.
+        TeacherNotDeployable: Serve gave up on the application; says what Serve says.
+        TeacherPoolError: no replica came up in time.
     """
     until = time.monotonic() + deadline_s
     message = "Serve does not know it yet"
@@ -129,6 +130,6 @@ def wait_until_running(name: str, *, deadline_s: float, check: Callable[[], None
                 return running
             message = (deployment.message if deployment else "") or application.message or str(application.status)
             if application.status == "DEPLOY_FAILED":
-                raise TeacherPoolError(f"teacher pool {name} failed to deploy: {message}")
+                raise TeacherNotDeployable(f"teacher pool {name} failed to deploy: {message}")
         time.sleep(0.5)
     raise TeacherPoolError(f"teacher pool {name} had no running replica after {deadline_s:.0f} s: {message}")
