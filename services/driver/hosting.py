@@ -2,20 +2,25 @@
 
 Enters: a teacher folder and its contract. Leaves: a `PoolScorer`. The driver deploys nothing itself: it writes the
 desired teacher to the store, the gateway's reconciler renders all desired teachers to Serve, and the pool goes when no
-running job names it any more; so a crashed driver leaves no pool behind.
+running job names it any more; so a crashed driver leaves no pool behind. A job whose scores are all known asks for
+none.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.journal import Journal
 from pipelines.spec import TeacherSpec
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import PairScorer
 from services.store import DriverSession, Store, Teacher
-from services.teacher_pool.client import PoolScorer, wait_until_running
+from services.teacher_pool.client import PoolScorer, pool_handle, wait_until_running
 from services.teacher_pool.control import application_name
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 __all__ = ["PoolHost"]
 
@@ -39,7 +44,15 @@ class PoolHost:
 
     @contextmanager
     def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
-        """Ask for the pool, wait for its first replica, score through it."""
+        """Score through the pool; it is asked for, and waited for, when the first pair needs a teacher."""
+        yield PoolScorer(
+            contract,
+            weights_version=0,
+            in_flight=_CALLS_PER_REPLICA * self._spec.replicas,
+            connect=lambda: self._pool(folder, contract),
+        )
+
+    def _pool(self, folder: Path, contract: ScoreContract) -> "DeploymentHandle":
         name = application_name(contract.fingerprint)
         self._store.put_teacher(
             Teacher(
@@ -53,9 +66,8 @@ class PoolHost:
             )
         )
         self._session.set_teacher(name)
-        self._journal.event(
-            "teacher_pool.requested", f"asked for {self._spec.replicas} replicas of {name}", teacher=name
-        )
+        asked = f"asked for {self._spec.replicas} replicas of {name}"
+        self._journal.event("teacher_pool.requested", asked, teacher=name)
         running = wait_until_running(name, deadline_s=_DEPLOY_DEADLINE_S, check=self._journal.check_cancelled)
         self._journal.event("teacher_pool.ready", f"{name}: {running} replicas are up", teacher=name, running=running)
-        yield PoolScorer(name, contract, weights_version=0, in_flight=_CALLS_PER_REPLICA * self._spec.replicas)
+        return pool_handle(name)

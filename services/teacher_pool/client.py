@@ -5,6 +5,7 @@ replicas are simply given less), every call has a deadline, and calls that a dyi
 repeated: scoring is pure, so repeating is safe. Errors of the science (a query too long) are not repeated.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -27,7 +28,7 @@ from services.teacher_pool.replica import DEPLOYMENT_NAME
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-__all__ = ["PoolScorer", "wait_until_running"]
+__all__ = ["PoolScorer", "pool_handle", "wait_until_running"]
 
 _TRANSIENT = (ActorDiedError, ActorUnavailableError, BackPressureError, DeploymentUnavailableError, TimeoutError)
 _ATTEMPTS = 10
@@ -35,24 +36,26 @@ _CALL_DEADLINE_S = 600.0
 
 
 class PoolScorer:
-    """Scores through the Serve application `name`, `in_flight` calls at a time.
+    """Scores through one Serve application, `in_flight` calls at a time.
 
-    `handle` is the application's handle where the caller has it already.
+    `connect` gives the application's handle. It is called once, with the first pair that really needs a teacher: a job
+    whose scores are all known never asks for a pool.
     """
 
     def __init__(
         self,
-        name: str,
         contract: ScoreContract,
         *,
         weights_version: int,
         in_flight: int,
-        handle: "DeploymentHandle | None" = None,
+        connect: "Callable[[], DeploymentHandle]",
     ) -> None:
         self._contract = contract
         self._weights_version = weights_version
         self._in_flight = in_flight
-        self._handle: DeploymentHandle = handle or serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
+        self._connect = connect
+        self._connecting = threading.Lock()
+        self._handle: DeploymentHandle | None = None
 
     @property
     def contract(self) -> ScoreContract:
@@ -88,12 +91,13 @@ class PoolScorer:
     def _score(self, request: ScoreRequest) -> tuple[int, npt.NDArray[np.float32]]:
         if not request.queries:
             return request.key, np.empty(0, dtype=np.float32)
+        handle = self._connected()
         try:
             for attempt in stamina.retry_context(
                 on=_TRANSIENT, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=15.0
             ):
                 with attempt:
-                    reply = self._handle.score.remote(request.queries, request.passages)
+                    reply = handle.score.remote(request.queries, request.passages)
                     fingerprint, logits = reply.result(timeout_s=_CALL_DEADLINE_S)
         except _TRANSIENT as error:
             raise TeacherPoolError(
@@ -104,6 +108,18 @@ class PoolScorer:
                 f"a replica scores under contract {fingerprint}, the job's is {self._contract.fingerprint}"
             )
         return request.key, np.asarray(logits, dtype=np.float32)
+
+    def _connected(self) -> "DeploymentHandle":
+        with self._connecting:
+            if self._handle is None:
+                self._handle = self._connect()
+            return self._handle
+
+
+def pool_handle(name: str) -> "DeploymentHandle":
+    """The handle of the application `name`, wherever in the cluster its replicas are."""
+    handle: DeploymentHandle = serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
+    return handle
 
 
 def wait_until_running(name: str, *, deadline_s: float, check: Callable[[], None]) -> int:

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import RecordingJournal, tiny_spec
 
 from pipelines.errors import Cancelled
 from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.scorer import ScoreRequest
 from services.driver.hosting import PoolHost
 from services.errors import TeacherPoolError
 from services.store import DriverSession, Store
@@ -21,6 +23,11 @@ from services.teacher_pool.control import application_name
 
 CONTRACT = ScoreContract(model_id="m", revision=None, weights_hash="ab", max_length=64, dtype="fp32")
 NAME = application_name(CONTRACT.fingerprint)
+
+
+REPLY = SimpleNamespace(result=lambda timeout_s: (CONTRACT.fingerprint, np.zeros(1, dtype=np.float32)))
+ANSWERING = SimpleNamespace(score=SimpleNamespace(remote=lambda queries, passages: REPLY))
+PAIR = ScoreRequest(0, ["q"], ["p"])
 
 
 def application(status: str, *, running: int = 0, message: str = "") -> SimpleNamespace:
@@ -47,7 +54,7 @@ def serve_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         )
         monkeypatch.setattr(client, "time", played_time)
         monkeypatch.setattr(client.serve, "status", status)
-        monkeypatch.setattr(client.serve, "get_deployment_handle", lambda *_, **__: object())
+        monkeypatch.setattr(client.serve, "get_deployment_handle", lambda *_, **__: ANSWERING)
 
     return script
 
@@ -63,6 +70,7 @@ def test_the_teacher_is_wanted_as_the_spec_says_before_it_is_waited_for(
     journal = RecordingJournal()
     with host(store, session, journal).host(Path("/teachers/t"), CONTRACT) as scorer:
         assert scorer.contract == CONTRACT
+        assert [key for key, _ in scorer.score_all([PAIR])] == [0]
         (wanted,) = store.teachers_in_use()
     assert (wanted.name, wanted.model_dir, wanted.contract) == (NAME, "/teachers/t", CONTRACT.to_dict())
     assert (wanted.replicas, wanted.cpus_per_replica, wanted.tokens_per_batch) == (3, 0.5, 512)
@@ -73,9 +81,9 @@ def test_a_pool_that_cannot_be_deployed_says_why(store: Store, session: DriverSe
     serve_says(application("DEPLOY_FAILED", message="teacher folder 't' has weights 12, contract ab"))
     with (
         pytest.raises(TeacherPoolError, match="contract ab"),
-        host(store, session, RecordingJournal()).host(Path("/teachers/t"), CONTRACT),
+        host(store, session, RecordingJournal()).host(Path("/teachers/t"), CONTRACT) as scorer,
     ):
-        pass
+        list(scorer.score_all([PAIR]))
 
 
 def test_a_pool_that_never_comes_up_says_what_it_waited_for(
@@ -84,14 +92,27 @@ def test_a_pool_that_never_comes_up_says_what_it_waited_for(
     serve_says(application("DEPLOYING", message="3 replicas wait for 1.5 CPUs"))
     with (
         pytest.raises(TeacherPoolError, match=r"no running replica after 900 s: 3 replicas wait for 1\.5 CPUs"),
-        host(store, session, RecordingJournal()).host(Path("/teachers/t"), CONTRACT),
+        host(store, session, RecordingJournal()).host(Path("/teachers/t"), CONTRACT) as scorer,
     ):
-        pass
+        list(scorer.score_all([PAIR]))
 
 
 def test_waiting_for_a_pool_can_be_cancelled(store: Store, session: DriverSession, serve_says: Any) -> None:
     serve_says(None)
     journal = RecordingJournal()
     journal.cancelled = True
-    with pytest.raises(Cancelled), host(store, session, journal).host(Path("/teachers/t"), CONTRACT):
-        pass
+    with pytest.raises(Cancelled), host(store, session, journal).host(Path("/teachers/t"), CONTRACT) as scorer:
+        list(scorer.score_all([PAIR]))
+
+
+def test_a_job_whose_scores_are_all_known_asks_for_no_pool(
+    store: Store, session: DriverSession, serve_says: Any
+) -> None:
+    """Its requests come empty; starting replicas for them would take CPUs that training could use."""
+    serve_says(None)
+    journal = RecordingJournal()
+    with host(store, session, journal).host(Path("/teachers/t"), CONTRACT) as scorer:
+        ((key, logits),) = scorer.score_all([ScoreRequest(3, [], [])])
+    assert (key, len(logits)) == (3, 0)
+    assert store.teachers_in_use() == []
+    assert journal.events == []

@@ -72,7 +72,7 @@ def request(key: int, pairs: int = 2) -> ScoreRequest:
 
 
 def scorer(handle: Any, in_flight: int = 2) -> PoolScorer:
-    return PoolScorer("teacher-a", CONTRACT, weights_version=4, in_flight=in_flight, handle=handle)
+    return PoolScorer(CONTRACT, weights_version=4, in_flight=in_flight, connect=lambda: handle)
 
 
 @pytest.fixture(autouse=True)
