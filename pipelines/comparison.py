@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipelines.candidates.bm25 import BM25Index
 from pipelines.candidates.miner import EmbeddedCorpus
 from pipelines.corpus.dataset import Dataset
+from pipelines.errors import RankedListsError
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.ranked.table import RankedLists
 from pipelines.spec import BM25Spec
@@ -75,6 +76,8 @@ def rerank_run(lists: RankedLists, job_id: str, candidates: pa.Table) -> tuple[R
             rest = [item["doc_id"] for item in first_stage[query_id] if item["doc_id"] not in set(top)]
             run[query_id] = {doc_id: -float(rank) for rank, doc_id in enumerate(top + rest)}
             pairs += [(query_id, item["doc_id"], item["teacher_logit"]) for item in ranked]
+    if absent := sorted(first_stage.keys() - run.keys()):
+        raise RankedListsError(f"{len(absent)} test queries have no committed list, first {absent[0]!r}")
     return run, pairs
 
 

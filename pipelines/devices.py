@@ -4,12 +4,21 @@ Enters: names from the spec (`auto`, `bf16` ...) and the CPUs a process was give
 One place decides, so that scoring, training and their contracts cannot disagree.
 """
 
+import os
 import random
 
 import numpy as np
 import torch
 
-__all__ = ["cpu_threads", "resolve_device", "resolve_dtype", "seed_everything", "torch_dtype", "use_threads"]
+__all__ = [
+    "available_cpus",
+    "cpu_threads",
+    "resolve_device",
+    "resolve_dtype",
+    "seed_everything",
+    "torch_dtype",
+    "use_threads",
+]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,6 +51,11 @@ def torch_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
+def available_cpus() -> int:
+    """CPUs this process may run on: its affinity mask where the system has one, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_threads(num_cpus: float) -> int:
     """Threads a process may compute with on `num_cpus` CPUs: their whole number, never less than one.
 
@@ -54,6 +68,7 @@ def use_threads(num_cpus: float) -> int:
     """Limit this process's torch intra-op threads to the CPUs it was given; returns the number."""
     threads = cpu_threads(num_cpus)
     torch.set_num_threads(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # tokenizers start their threads at first use
     return threads
 
 

@@ -7,6 +7,7 @@
     ├── ObjectiveError       a loss got inputs it cannot be right on (NaN, a list of one ...)
     ├── RankedListsError     the table of ranked lists refuses or lacks something
     ├── CheckpointError      a checkpoint is incomplete or belongs to another run
+    ├── SpecError            a job description was refused (pipelines.spec)
     └── Cancelled            the caller asked to stop; not a failure
 
 Each carries `reason`, a stable machine word that services show as the job's `reason`.

@@ -24,7 +24,14 @@ from pipelines.evaluation.report import write_report
 from pipelines.evaluation.result import EvaluationResult, summarise
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model
-from pipelines.preparation import HeldOut, job_miner, job_teacher, labelled_candidates
+from pipelines.preparation import (
+    HeldOut,
+    hold_to_inputs,
+    input_fingerprint,
+    job_miner,
+    job_teacher,
+    labelled_candidates,
+)
 from pipelines.ranked.table import RankedLists, ranked_lists_path
 from pipelines.rounds import RoundInputs, run_rounds, training_queries
 from pipelines.spec import DistillationSpec
@@ -53,6 +60,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     journal.phase("mining")
     dataset = load_dataset(spec.dataset, context.dataset_folder)
+    hold_to_inputs(context.work / "inputs.txt", input_fingerprint(spec, dataset, context.model_roots))
     student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
     student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
     miner = job_miner(context, dataset)

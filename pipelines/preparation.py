@@ -4,6 +4,9 @@ Enters: a `JobContext`, its data set, the untrained student's view of the corpus
 job's work folder when an earlier attempt left it there.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +16,40 @@ from pipelines.candidates.miner import EmbeddedCorpus, Miner
 from pipelines.comparison import RUN_DEPTH, top_of_each
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_device, resolve_dtype
+from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
-from pipelines.model_files import resolve_model
+from pipelines.model_files import resolve_model, weights_hash
 from pipelines.rounds import mine_once
+from pipelines.spec import DistillationSpec
 from pipelines.student.model import load_student
 from pipelines.teacher.contract import ScoreContract, contract_of
 from pipelines.training.teacher import learn_teacher, teacher_key
 
-__all__ = ["HeldOut", "job_miner", "job_teacher", "labelled_candidates"]
+__all__ = ["HeldOut", "hold_to_inputs", "input_fingerprint", "job_miner", "job_teacher", "labelled_candidates"]
+
+
+def input_fingerprint(spec: DistillationSpec, dataset: Dataset, model_roots: Sequence[Path]) -> str:
+    """64 hex digits over everything a job reads: texts, judgements, and the weights of every model that it names."""
+    dense = spec.candidates.dense
+    models = [spec.student.model, spec.teacher.model, *([dense.encoder.model] if dense and dense.encoder else [])]
+    hashes = [weights_hash(resolve_model(model.id, model.revision, roots=model_roots)) for model in models]
+    parts = [dataset.fingerprint, dataset.qrels.to_pydict(), hashes]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def hold_to_inputs(path: Path, fingerprint: str) -> None:
+    """Note what a job reads; refuse to go on with its earlier work when that has changed since.
+
+    Raises:
+        CheckpointError: candidates, scores and checkpoints of the job were made from other data or weights.
+    """
+    if not path.is_file():
+        path.write_text(fingerprint, encoding="utf-8")
+    elif (found := path.read_text(encoding="utf-8")) != fingerprint:
+        raise CheckpointError(
+            f"the data set or a model changed since this job began ({found[:12]}, now {fingerprint[:12]}); "
+            "submit it as a new job"
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,13 @@ _DROPOUTS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "classifier_dropout",
+    "seq_classif_dropout",
+    "pooler_dropout",
+    "embd_pdrop",
+    "resid_pdrop",
+    "attn_pdrop",
+    "mlp_dropout",
+    "embedding_dropout",
     "attention_dropout",
     "dropout",
 )
@@ -42,7 +49,7 @@ def load_model(
     *,
     config: Any,
     dtype: torch.dtype,
-    may_be_new: Callable[[str], bool] = lambda _: False,
+    may_be_new: Callable[[Any, str], bool] = lambda _model, _name: False,
 ) -> Any:
     """A model whose weights all come from the checkpoint.
 
@@ -51,7 +58,7 @@ def load_model(
         folder: the checkpoint.
         config: of the model to build, which may be smaller than the checkpoint.
         dtype: of the weights.
-        may_be_new: whether a weight of that name may be missing, because it is unused or will be trained.
+        may_be_new: whether a weight of that name of the model may be missing: it is unused, or will be trained.
 
     Raises:
         ModelError: names the first weights that would have been random.
@@ -66,7 +73,7 @@ def load_model(
         **_LOCAL,
     )
     absent = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
-    if missing := sorted(name for name in absent if not may_be_new(name)):
+    if missing := sorted(name for name in absent if not may_be_new(model, name)):
         raise ModelError(f"checkpoint {folder.name!r} lacks weights {missing[:5]}; they would be random")
     return model
 

@@ -6,9 +6,11 @@ the caller's thread trains from those already committed; the order of training i
 or in which order scores arrive changes nothing. Every step finds what an earlier, killed run left and goes on there.
 """
 
+import hashlib
 import json
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -109,7 +111,8 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
 def _run_round(inputs: RoundInputs, student: DualEncoder, number: int) -> None:
     spec, dataset = inputs.spec, inputs.dataset
     queries = training_queries(spec, dataset)
-    judged = dataset.judged_rows(spec.dataset.train_split) if spec.dataset.train_split else {}
+    split = spec.dataset.train_split if spec.training.use_labels else None
+    judged = dataset.judged_rows(split) if split else {}
 
     def mine() -> pa.Table:
         corpus = inputs.untrained if number == 0 else embed_corpus(student, dataset)
@@ -185,6 +188,7 @@ def _train_student(
     seed_everything(spec.seed + number)
     dtype = resolve_dtype(training.dtype, device_type=student.device.type)
     curve = inputs.work / "learning_curve.jsonl"
+    positives: Counter[str] = Counter()
 
     every_list_is_there = False
 
@@ -208,7 +212,7 @@ def _train_student(
             seed=spec.seed,
             wait=wait,
         )
-        return batches(
+        for batch, following in batches(
             rows,
             inputs.dataset,
             queries_per_step=training.queries_per_step,
@@ -216,7 +220,9 @@ def _train_student(
             rule=rule,
             seed=spec.seed,
             start=start,
-        )
+        ):
+            positives.update(queries=len(batch.positive), with_positive=int((batch.positive >= 0).sum()))
+            yield batch, following
 
     def on_step(report: StepReport) -> None:
         inputs.journal.check_cancelled()
@@ -231,9 +237,10 @@ def _train_student(
             round=number, step=report.step, total_steps=report.total_steps, loss=report.losses["loss"]
         )
 
+    settings_hash = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
     checkpoints = Checkpoints(
         inputs.work / "checkpoints" / f"round-{number}",
-        run_fingerprint=f"{inputs.job_id}/{number}",
+        run_fingerprint=f"{inputs.job_id}/{number}/{settings_hash}",
         keep=training.keep_checkpoints,
     )
     point = train(
@@ -246,4 +253,11 @@ def _train_student(
     )
     if point.step == 0:
         raise DataError(f"round {number}: none of {num_rows} ranked lists has two candidates to learn from")
-    inputs.journal.event("training.finished", f"round {number}: the student is trained", round=number)
+    only_positives = all(term.weight == 0 or term.name == "info_nce" for term in training.objective)
+    if positives["queries"] and not positives["with_positive"] and only_positives:
+        raise DataError(
+            f"round {number}: no list had a positive: no labels, and the teacher's best candidate never reached "
+            f"dataset.unlabelled.min_confidence {unlabelled.min_confidence}; info_nce alone then learns nothing"
+        )
+    message = f"round {number}: the student is trained; {positives['with_positive']} lists had a positive"
+    inputs.journal.event("training.finished", message, round=number, **positives)

@@ -30,16 +30,18 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Positive = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+TrainingDtype = Literal["auto", "fp32", "bf16"]
+"""No fp16: its gradients underflow without loss scaling, which the loop does not do."""
 
 
 class Section(BaseModel):
     """Frozen, and unknown keys are refused: a misspelt setting is never silently the default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class UnlabelledSpec(Section):
-    """How queries without any judgement take part: those in no split's qrels are the unlabelled pool."""
+    """How queries without any judgement take part: those in none of the named splits are the unlabelled pool."""
 
     use: bool = True
     max_queries: Positive | None = None
@@ -122,7 +124,7 @@ class RankerTrainingSpec(Section):
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    dtype: Dtype = "auto"
+    dtype: TrainingDtype = "auto"
 
 
 class TeacherSpec(Section):
@@ -155,7 +157,7 @@ class TrainingSpec(Section):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    dtype: Dtype = "fp32"
+    dtype: TrainingDtype = "fp32"
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
 

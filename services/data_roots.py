@@ -64,7 +64,9 @@ def resolve_model_folder(model_id: str, roots: Sequence[Path]) -> Path | None:
     Raises:
         OutsideDataRoots: it is a path and does not lie below a data root.
     """
-    if model_id.startswith("package:") or (_HUB_ID.fullmatch(model_id) and ".." not in model_id):
+    if model_id.startswith("package:"):
+        return None
+    if _HUB_ID.fullmatch(model_id) and ".." not in model_id and not any((root / model_id).exists() for root in roots):
         return None
     if model_id.startswith("~"):
         raise OutsideDataRoots(f"{model_id!r} must lie below a data root; '~' is nobody's home here")

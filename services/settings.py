@@ -53,7 +53,7 @@ class Settings:
             heartbeat_timeout_s=float(env.get("DUALDISTILL_HEARTBEAT_TIMEOUT_S", "120")),
             cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),
             max_attempts=int(env.get("DUALDISTILL_MAX_ATTEMPTS", "3")),
-            max_running_jobs=int(env.get("DUALDISTILL_MAX_RUNNING_JOBS", "4")),
+            max_running_jobs=int(env.get("DUALDISTILL_MAX_RUNNING_JOBS", "1")),
             driver_cpus=float(env.get("DUALDISTILL_DRIVER_CPUS", "1")),
             driver_gpus=float(env.get("DUALDISTILL_DRIVER_GPUS", "0")),
         )

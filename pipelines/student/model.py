@@ -107,7 +107,7 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
         folder,
         config=config,
         dtype=torch.float32,
-        may_be_new=lambda name: name.startswith("pooler."),
+        may_be_new=lambda _, name: name.startswith("pooler."),
     )
     check_positions(backbone, spec.max_length, field="student.max_length")
     return DualEncoder(backbone=backbone, tokenizer=load_tokenizer(folder, backbone), spec=spec).to(device)

@@ -54,7 +54,7 @@ class Checkpoints:
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "cuda_rng": torch.cuda.get_rng_state() if _on_cuda(model) else None,
             },
             scratch / "optimizer.pt",
         )
@@ -87,7 +87,7 @@ class Checkpoints:
         try:
             state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
             tensors = load_file(newest / "model.safetensors")
-            saved = torch.load(newest / "optimizer.pt", weights_only=True)
+            saved = torch.load(newest / "optimizer.pt", weights_only=True, map_location="cpu")
         except (OSError, ValueError, EOFError, RuntimeError, UnpicklingError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint {newest.name} cannot be read: {error}") from error
         if state["run_fingerprint"] != self._fingerprint:
@@ -99,12 +99,16 @@ class Checkpoints:
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
         torch.set_rng_state(saved["torch_rng"])
-        if torch.cuda.is_available() and saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        if _on_cuda(model) and saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"])
         return RunPoint(state["step"], StreamPosition(state["epoch"], state["ordinal"]))
 
     def _steps(self) -> list[Path]:
         return sorted(self._folder.glob("step-*")) if self._folder.is_dir() else []
+
+
+def _on_cuda(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda
 
 
 def _sync(path: Path) -> None:

@@ -38,7 +38,7 @@ def new_ranker(folder: Path, *, max_length: int, dropout: float, device: torch.d
         folder,
         config=config,
         dtype=torch.float32,
-        may_be_new=lambda name: name.startswith(("classifier.", "score.")) or ".pooler." in name,
+        may_be_new=lambda model, name: not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name,
     )
     check_positions(model, max_length, field="teacher.max_length")
     return model.to(device), load_tokenizer(folder, model)

@@ -221,10 +221,11 @@ def _refuse_bad_input(step: Callable[[], T]) -> T:
 
 
 def _sigterm_is_an_interrupt() -> None:
-    """Leave through the same cleanup on SIGTERM and a closed terminal as on Ctrl-C."""
+    """On SIGTERM and a closed terminal, clean up as on Ctrl-C; what nohup ignores stays ignored."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, interrupt)
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, interrupt)

@@ -102,19 +102,26 @@ def start_ray(*, dashboard_port: int, num_cpus: int, env: Mapping[str, str], log
             stdin=subprocess.DEVNULL,
             preexec_fn=child_of_this_process,  # noqa: PLW1509 - runs before any thread of ours exists
         )
-    url = f"http://127.0.0.1:{dashboard_port}"
-    headers = {"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"}
+    try:
+        return LocalRay(process, _wait_for_dashboard(process, dashboard_port, env["RAY_AUTH_TOKEN"], log))
+    except BaseException:  # also Ctrl-C: what was started is stopped
+        stop_process(process)
+        raise
+
+
+def _wait_for_dashboard(process: "subprocess.Popen[bytes]", port: int, token: str, log: Path) -> str:
+    url = f"http://127.0.0.1:{port}"
+    headers = {"Authorization": f"Bearer {token}"}
     until = time.monotonic() + _START_DEADLINE_S
     while time.monotonic() < until:
         if process.poll() is not None:
             raise RayUnavailable(f"Ray ended with status {process.returncode} while starting; see {log}")
         try:
             if httpx.get(f"{url}/api/jobs/", headers=headers, timeout=5, trust_env=False).is_success:
-                return LocalRay(process, url)
+                return url
         except httpx.HTTPError:
             pass  # not up yet: the deadline decides
         time.sleep(0.3)
-    stop_process(process)
     raise RayUnavailable(f"the Ray dashboard did not answer within {_START_DEADLINE_S:.0f} s; see {log}")
 
 

@@ -5,7 +5,6 @@ Enters: a spec and a root folder. Leaves: what the service would leave, in the s
 
 import hashlib
 import multiprocessing
-import os
 import sys
 import threading
 import time
@@ -16,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pipelines.control import ControlTask
-from pipelines.devices import use_threads
+from pipelines.corpus.dataset import load_dataset
+from pipelines.devices import available_cpus, use_threads
 from pipelines.job import run_job
 from pipelines.job_context import JobContext
+from pipelines.preparation import input_fingerprint
 from pipelines.pretrained import quiet_loading
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.scorer import InProcessHost
@@ -72,13 +73,16 @@ def run_in_process(
 ) -> tuple[Path, dict[str, Any]]:
     """Run `spec`; returns the artifacts folder and the result.
 
-    The same spec in the same root goes on where it was stopped: the job's id is the hash of its spec.
+    The same spec over the same data goes on where it was stopped: the job's id hashes both.
     `num_cpus` (default: all) are shared by main work and label-only control, or by training and scoring.
     """
     quiet_loading()
-    share = max(1, (num_cpus or os.cpu_count() or 1) // 2)
+    share = max(1, (num_cpus or available_cpus()) // 2)
     use_threads(share)
-    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
+    folder, roots = data_root / spec.dataset.path, (data_root, Path.cwd())
+    inputs = input_fingerprint(spec, load_dataset(spec.dataset, folder), roots)
+    digest = hashlib.sha256((spec.model_dump_json() + inputs).encode()).hexdigest()[:12]
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as side:
 
         def side_task(function: Any, task: ControlTask) -> "Future[PerQuery]":
@@ -88,8 +92,8 @@ def run_in_process(
             job_id=f"run-{spec.name}-{digest}",
             spec=spec,
             root=root,
-            dataset_folder=data_root / spec.dataset.path,
-            model_roots=(data_root, Path.cwd()),
+            dataset_folder=folder,
+            model_roots=roots,
             host=InProcessHost(tokens_per_batch=spec.teacher.tokens_per_batch),
             side_task=side_task,
             side_task_cpus=share,
@@ -98,6 +102,6 @@ def run_in_process(
         try:
             return context.artifacts, run_job(context)
         except BaseException:  # the caller must not wait for the control to learn that the job is over
-            for child in multiprocessing.active_children():
+            for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise

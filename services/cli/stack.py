@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 
+from pipelines.devices import available_cpus
 from services.cli.ray_node import child_of_this_process, free_port, start_ray, stop_process, write_token
 from services.errors import ServiceError
 from services.settings import GATEWAY_PORT, RAY_DASHBOARD_PORT
@@ -61,10 +62,10 @@ def local_stack(
         "DUALDISTILL_DATABASE_URL": f"sqlite:///{root / 'dualdistill.db'}",
         "DUALDISTILL_DATA_ROOTS": os.pathsep.join(str(folder) for folder in data_roots),
         "DUALDISTILL_RAY_DASHBOARD_URL": f"http://127.0.0.1:{dashboard_port}",
-        "DUALDISTILL_MAX_RUNNING_JOBS": str(max(1, (os.cpu_count() or 1) // 4)),
+        "DUALDISTILL_MAX_RUNNING_JOBS": str(max(1, available_cpus() // 4)),
     }
     # A driver and a pool must fit at the same time, also on one core.
-    num_cpus = max(2, os.cpu_count() or 1)
+    num_cpus = max(2, available_cpus())
     ray = start_ray(dashboard_port=dashboard_port, num_cpus=num_cpus, env=env, log=logs / "ray.log")
     try:
         gateway = _start_gateway(port, env, logs / "gateway.log")

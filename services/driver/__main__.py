@@ -84,7 +84,7 @@ def _context(settings: Settings, store: Store, session: DriverSession, job: Job,
     spec = parse_spec(job.spec)
 
     def side_task(function: Any, task: ControlTask) -> "Future[PerQuery]":
-        remote = ray.remote(num_cpus=settings.driver_cpus, max_retries=2)(function)
+        remote = ray.remote(num_cpus=settings.driver_cpus, num_gpus=settings.driver_gpus, max_retries=2)(function)
         future: Future[PerQuery] = remote.remote(task).future()
         return future
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolHost"]
 
-_DEPLOY_DEADLINE_S = 900.0
 _CALLS_PER_REPLICA = 2
 
 
@@ -68,6 +67,10 @@ class PoolHost:
         self._session.set_teacher(name)
         asked = f"asked for {self._spec.replicas} replicas of {name}"
         self._journal.event("teacher_pool.requested", asked, teacher=name)
-        running = wait_until_running(name, deadline_s=_DEPLOY_DEADLINE_S, check=self._journal.check_cancelled)
+        running = wait_until_running(
+            name,
+            check=self._journal.check_cancelled,
+            still_waiting=lambda why: self._journal.event("teacher_pool.waiting", f"waiting for {name}: {why}"),
+        )
         self._journal.event("teacher_pool.ready", f"{name}: {running} replicas are up", teacher=name, running=running)
         return pool_handle(name)

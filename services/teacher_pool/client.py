@@ -33,6 +33,7 @@ __all__ = ["PoolScorer", "pool_handle", "wait_until_running"]
 _TRANSIENT = (ActorDiedError, ActorUnavailableError, BackPressureError, DeploymentUnavailableError, TimeoutError)
 _ATTEMPTS = 10
 _CALL_DEADLINE_S = 600.0
+_WORD_EVERY_S = 60.0
 
 
 class PoolScorer:
@@ -56,6 +57,7 @@ class PoolScorer:
         self._connect = connect
         self._connecting = threading.Lock()
         self._handle: DeploymentHandle | None = None
+        self._refused: Exception | None = None
 
     @property
     def contract(self) -> ScoreContract:
@@ -81,9 +83,9 @@ class PoolScorer:
                 running |= {pool.submit(self._score, request) for request in islice(coming, self._in_flight)}
                 while running:
                     done, running = wait(running, return_when=FIRST_COMPLETED)
+                    answers = [call.result() for call in done]
                     running |= {pool.submit(self._score, request) for request in islice(coming, len(done))}
-                    for call in done:
-                        yield call.result()
+                    yield from answers
             finally:
                 for call in running:
                     call.cancel()
@@ -111,8 +113,14 @@ class PoolScorer:
 
     def _connected(self) -> "DeploymentHandle":
         with self._connecting:
+            if self._refused is not None:
+                raise self._refused
             if self._handle is None:
-                self._handle = self._connect()
+                try:
+                    self._handle = self._connect()
+                except Exception as error:
+                    self._refused = error  # the other calls in flight must not ask again
+                    raise
             return self._handle
 
 
@@ -122,22 +130,24 @@ def pool_handle(name: str) -> "DeploymentHandle":
     return handle
 
 
-def wait_until_running(name: str, *, deadline_s: float, check: Callable[[], None]) -> int:
+def wait_until_running(name: str, *, check: Callable[[], None], still_waiting: Callable[[str], None]) -> int:
     """Wait until the application `name` has a running replica; returns how many it has.
+
+    There is no deadline: a pool may wait for CPUs that another job holds, and Serve itself gives up on replicas that
+    cannot start.
 
     Args:
         name: the Serve application.
-        deadline_s: seconds to wait.
         check: called between looks; may raise to stop waiting (cancellation).
+        still_waiting: told once a minute what Serve says.
 
     Raises:
         TeacherNotDeployable: Serve gave up on the application; says what Serve says.
-        TeacherPoolError: no replica came up in time.
     """
-    until = time.monotonic() + deadline_s
-    message = "Serve does not know it yet"
-    while time.monotonic() < until:
+    next_word = time.monotonic() + _WORD_EVERY_S
+    while True:
         check()
+        message = "Serve does not know it yet"
         application = serve.status().applications.get(name)
         if application is not None:
             deployment = application.deployments.get(DEPLOYMENT_NAME)
@@ -147,5 +157,7 @@ def wait_until_running(name: str, *, deadline_s: float, check: Callable[[], None
             message = (deployment.message if deployment else "") or application.message or str(application.status)
             if application.status == "DEPLOY_FAILED":
                 raise TeacherNotDeployable(f"teacher pool {name} failed to deploy: {message}")
+        if time.monotonic() >= next_word:
+            still_waiting(message)
+            next_word += _WORD_EVERY_S
         time.sleep(0.5)
-    raise TeacherPoolError(f"teacher pool {name} had no running replica after {deadline_s:.0f} s: {message}")

@@ -30,6 +30,16 @@ def processes_below(root: Path) -> set[int]:
     return found
 
 
+def start_up(command: list[str]) -> "subprocess.Popen[str]":
+    """As a terminal would: shells start background jobs with Ctrl-C ignored, and children inherit that."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def read_until(stream: IO[str], text: str) -> list[str]:
     """Lines up to the first that holds `text`."""
     lines = []
@@ -51,7 +61,7 @@ def test_ctrl_c_stops_everything_that_up_started(how: signal.Signals, stack: Sta
         "--data-root",
         str(tmp_path),
     ]
-    with subprocess.Popen([*command, "--port", "0", "--dashboard-port", "0"], stdout=subprocess.PIPE, text=True) as up:
+    with start_up([*command, "--port", "0", "--dashboard-port", "0"]) as up:
         assert up.stdout is not None
         lines = read_until(up.stdout, "Ctrl-C stops both")
         assert any("Ray dashboard" in line for line in lines), lines
@@ -80,7 +90,7 @@ def test_ctrl_c_during_a_submitted_job_cancels_it(data_root: Path, tmp_path: Pat
         str(data_root),
     ]
     command += ["--submit", str(tmp_path / "job.yaml"), "--port", "0", "--dashboard-port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
+    with start_up(command) as up:
         assert up.stdout is not None
         lines = read_until(up.stdout, "the first step is done")
         up.send_signal(signal.SIGINT)

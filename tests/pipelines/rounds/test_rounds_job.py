@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tiny import NUM_POOL, NUM_TEST, NUM_TRAIN, RecordingJournal, tiny_spec
 
 from pipelines import control
 from pipelines.corpus.dataset import Dataset
-from pipelines.errors import DataError, ModelError
+from pipelines.errors import CheckpointError, DataError, ModelError
 from pipelines.evaluation.result import EvaluationResult
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.rounds import loop_settings, mine_once, training_queries
@@ -248,3 +249,33 @@ def test_candidates_are_mined_once(tmp_path: Path) -> None:
     assert mine_once(path, mine) == mine_once(path, mine)
     assert calls == [1]
     assert [entry.name for entry in path.parent.iterdir()] == ["candidates.parquet"]
+
+
+def test_a_job_does_not_go_on_over_changed_data(tiny_root: Path, tmp_path: Path) -> None:
+    """Its candidates, scores and checkpoints were made from the old texts: going on would mix the two in silence."""
+    shutil.copytree(tiny_root, tmp_path / "data-root")
+    run(tmp_path / "data-root", tmp_path / "root")
+    corpus = tmp_path / "data-root" / "data" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text(encoding="utf-8").replace("rare", "common"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="changed since this job began"):
+        run(tmp_path / "data-root", tmp_path / "root")
+
+
+def test_a_student_without_labels_gets_no_help_from_them(tiny_root: Path, tmp_path: Path) -> None:
+    """Gold documents slipped into the lists, or copies of gold left out of them, would be labels by another way."""
+    run(tiny_root, tmp_path / "root", tiny_spec(training={"use_labels": False}))
+    rows = [row for row in list_rows(tmp_path / "root") if row["round"] == 0]
+    assert len(rows) == NUM_QUERIES
+    for row in rows:
+        for item in row["candidates"]:
+            assert item["relevance"] is None
+            assert item["bm25_rank"] is not None or item["dense_rank"] is not None
+
+
+def test_a_teacher_that_is_never_sure_is_an_error_when_nothing_else_teaches(tiny_root: Path, tmp_path: Path) -> None:
+    spec = tiny_spec(
+        dataset={"train_split": None, "unlabelled": {"min_confidence": 1.0}},
+        training={"objective": [{"name": "info_nce"}]},
+    )
+    with pytest.raises(DataError, match=r"min_confidence 1\.0"):
+        run(tiny_root, tmp_path / "root", spec)

@@ -158,3 +158,16 @@ def test_a_float_in_yaml_1_1_spelling_is_a_number(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(spec_data()).replace("0.003", "1e-4"), encoding="utf-8")
     assert "1e-4" in path.read_text(encoding="utf-8")
     assert load_spec(path).training.learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("section", ["training", "teacher.train"])
+def test_training_in_fp16_is_refused(section: str) -> None:
+    """Its gradients underflow without loss scaling, and nothing would show it."""
+    data = spec_data()
+    if section == "training":
+        data["training"] |= {"dtype": "fp16"}
+    else:
+        data["teacher"] |= {"train": {"dtype": "fp16"}}
+    with pytest.raises(SpecError) as refused:
+        parse_spec(data)
+    assert [field for field, _ in refused.value.problems] == [f"{section}.dtype"]

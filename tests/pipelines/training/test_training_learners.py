@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,19 @@ def test_the_control_uses_the_jobs_own_temperature(encoder_folder: Path, dataset
     sharp, _ = control(encoder_folder, dataset, labelled, objective=[{"name": "info_nce", "temperature": 0.02}])
     default, _ = control(encoder_folder, dataset, labelled)
     assert weights(sharp) != weights(default)
+
+
+@pytest.mark.parametrize("family", ["DistilBert", "DebertaV2", "ModernBert", "Roberta", "Electra"])
+def test_a_ranker_starts_from_any_family_of_encoders(family: str, encoder_folder: Path, tmp_path: Path) -> None:
+    """Each names its new head in its own way; none of those weights is in an encoder's checkpoint."""
+    import transformers
+
+    shutil.copytree(encoder_folder, tmp_path / "encoder")
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if family == "DistilBert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    config = getattr(transformers, f"{family}Config")(vocab_size=200, pad_token_id=0, **sizes)
+    getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path / "encoder")
+    model, _ = new_ranker(tmp_path / "encoder", max_length=32, dropout=0.0, device=CPU)
+    assert model.config.num_labels == 1

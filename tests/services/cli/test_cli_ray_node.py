@@ -60,7 +60,7 @@ def test_a_token_file_that_others_could_read_is_closed(tmp_path: Path) -> None:
 
 def child(code: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-c", code]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=child_of_this_process)  # noqa: PLW1509
+    return subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=child_of_this_process)
 
 
 def test_a_child_is_stopped_and_an_ended_one_left_alone() -> None:

@@ -129,3 +129,11 @@ def test_an_unreadable_folder_is_refused_not_an_error(client, spec, settings):
     status = client.post(JOBS, json={"spec": {**spec, "dataset": {"path": "closed/x"}}}).status_code
     closed.chmod(0o700)
     assert status == (201 if os.getuid() == 0 else 422)  # root may look anywhere
+
+
+def test_a_symlink_that_reads_like_a_hub_id_is_still_a_path(roots):
+    """`out` is a fine hub id, but a folder of that name would be used: so it is held to the roots."""
+    with pytest.raises(OutsideDataRoots):
+        resolve_model_folder("out", roots)
+    assert resolve_model_folder("in", roots) == roots[0] / "here"
+    assert resolve_model_folder("org/name", roots) is None
