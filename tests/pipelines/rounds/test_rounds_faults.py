@@ -209,7 +209,7 @@ def test_an_error_in_the_test_lists_ends_a_training_that_needs_no_more_lists(
     spec = tiny_spec(training={"epochs": 40, "queries_per_step": 4, "candidates_per_query": 4})
     raised = within(60, lambda: run(tiny_root, tmp_path, spec, host=ScriptedHost(script), journal=journal))
     assert isinstance(raised, RuntimeError)
-    assert float(journal.numbers["step"]) < 160, f"of {journal.numbers['total_steps']} steps"
+    assert float(journal.numbers.get("step", 0)) < 160  # it may end before the first step, never after the last
 
 
 def _wait(event: threading.Event) -> None:

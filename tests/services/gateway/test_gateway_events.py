@@ -96,7 +96,7 @@ def test_a_stream_resumes_after_the_last_event_seen(client, driver):
 def test_a_live_stream_shows_what_happens_and_ends(live_url, driver):
     """Each event is written after the client has received the one before: nothing may be held back."""
     session, job_id = driver
-    with httpx.stream("GET", f"{live_url}{JOBS}/{job_id}/events?stream=true", timeout=10) as answer:
+    with httpx.stream("GET", f"{live_url}{JOBS}/{job_id}/events?stream=true", timeout=60) as answer:
         events = read_stream(answer.iter_lines())
         assert [next(events)[0] for _ in range(2)] == ["job.status", "job.status"]
         for number in range(3):
@@ -111,7 +111,7 @@ def test_an_idle_stream_pings(live_url, driver, monkeypatch):
     """Proxies cut silent connections."""
     monkeypatch.setattr("services.gateway.events._PING_EVERY_S", 0.02)
     session, job_id = driver
-    with httpx.stream("GET", f"{live_url}{JOBS}/{job_id}/events?stream=true", timeout=10) as answer:
+    with httpx.stream("GET", f"{live_url}{JOBS}/{job_id}/events?stream=true", timeout=60) as answer:
         names = (name for name, _, _ in read_stream(answer.iter_lines()))
         assert next(name for name in names if name != "job.status") == "ping"
         session.succeed({})
