@@ -18,7 +18,7 @@ from pipelines.candidates.miner import embed_corpus
 from pipelines.comparison import bm25_run, pair_scores, rerank_run, student_run
 from pipelines.control import ControlTask, run_control
 from pipelines.corpus.dataset import Dataset, load_dataset
-from pipelines.devices import resolve_device
+from pipelines.devices import resolve_device, seed_everything
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.evaluation.report import write_report
 from pipelines.evaluation.result import EvaluationResult, summarise
@@ -62,6 +62,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
     dataset = load_dataset(spec.dataset, context.dataset_folder)
     hold_to_inputs(context.work / "inputs.txt", input_fingerprint(spec, dataset, context.model_roots))
     student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
+    seed_everything(spec.seed)  # a checkpoint without a pooler gets a new one: the same in every run
     student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
     miner = job_miner(context, dataset)
     untrained = embed_corpus(student, dataset)

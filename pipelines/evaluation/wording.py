@@ -18,7 +18,7 @@ LABELS = {
     "student_after": "Student, distilled",
     "teacher_rerank": "Teacher, re-ranking",
 }
-"""How each system of a result is called in a report."""
+"""How each system of a result is called, in the report and in the terminal."""
 
 
 def signed(value: float) -> str:

@@ -6,16 +6,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.evaluation.result import EvaluationResult, comparison
+from pipelines.evaluation.wording import LABELS, SIGNIFICANT_BELOW
 
 __all__ = ["print_result"]
-
-_TITLES = {
-    "bm25": "BM25",
-    "student_before": "student before",
-    "label_only": "student, labels only (control)",
-    "student_after": "student after distillation",
-    "teacher_rerank": "teacher re-ranking",
-}
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
@@ -31,15 +24,15 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         table.add_column(measure, justify="right")
     for system, values in evaluation.systems.items():
         style = "bold" if system == "student_after" else None
-        table.add_row(_TITLES[system], *(f"{values[measure]:.3f}" for measure in measures), style=style)
+        table.add_row(LABELS[system], *(f"{values[measure]:.3f}" for measure in measures), style=style)
     console.print(table)
     if evaluation.gap_closed is not None:
         console.print(f"share of the teacher-student gap closed (nDCG@10): [bold]{evaluation.gap_closed:.0%}[/]")
     for other in ("student_before", "label_only"):
         test = evaluation.comparisons.get(comparison("student_after", other))
         if test:
-            verdict = "beyond noise" if test.p_value < 0.05 else "not distinguishable from noise"
+            verdict = "beyond noise" if test.p_value < SIGNIFICANT_BELOW else "not distinguishable from noise"
             console.print(
-                f"student after distillation against {_TITLES[other]}: {test.mean_difference:+.3f} nDCG@10, "
+                f"{LABELS['student_after']} - {LABELS[other]}: {test.mean_difference:+.3f} nDCG@10, "
                 f"p = {test.p_value:.2g} ({verdict})"
             )

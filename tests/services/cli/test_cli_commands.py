@@ -184,7 +184,7 @@ def test_watching_a_job_that_succeeded_prints_its_table(cli: Any, gateway: str, 
     start(store, job_id).succeed(RESULT)
     done = cli("jobs", "watch", job_id, "--url", gateway)
     assert done.exit_code == 0, done.output
-    assert "student after distillation" in done.output
+    assert "Student, distilled" in done.output
     assert "0.700" in done.output
 
 
@@ -211,7 +211,7 @@ def test_submit_and_watch_in_one_command(
     done = cli("submit", job_file, "--url", gateway, "--watch")
     assert done.exit_code == 0, done.output
     assert re.match(r"submitted +ddjob-", done.output)
-    assert "student after distillation" in done.output
+    assert "Student, distilled" in done.output
 
 
 def test_run_says_what_must_be_mended(cli: Any, job_file: Path, tmp_path: Path) -> None:

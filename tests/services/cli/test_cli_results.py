@@ -26,10 +26,10 @@ def test_every_system_is_a_row_and_the_gap_is_said(capsys: pytest.CaptureFixture
     assert "20 held-out queries, 1234 documents" in text
     rows = [
         ("BM25", "0.500"),
-        ("student before", "0.400"),
-        ("student, labels only (control)", "0.450"),
-        ("student after distillation", "0.700"),
-        ("teacher re-ranking", "0.800"),
+        ("Student, before", "0.400"),
+        ("Student, labels only (control)", "0.450"),
+        ("Student, distilled", "0.700"),
+        ("Teacher, re-ranking", "0.800"),
     ]
     lines = iter(text.splitlines())
     for title, value in rows:
