@@ -30,10 +30,11 @@ def processes_below(root: Path) -> set[int]:
     return found
 
 
-def start_up(command: list[str]) -> "subprocess.Popen[str]":
+def start_up(root: Path, data_root: Path, *more: str) -> "subprocess.Popen[str]":
     """As a terminal would: shells start background jobs with Ctrl-C ignored, and children inherit that."""
+    command = [str(Path(sys.executable).with_name("dualdistill")), "up", "--port", "0", "--dashboard-port", "0"]
     return subprocess.Popen(
-        command,
+        [*command, "--root", str(root), "--data-root", str(data_root), *more],
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -53,15 +54,7 @@ def read_until(stream: IO[str], text: str) -> list[str]:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_everything_that_up_started(how: signal.Signals, stack: Stack, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    command = [
-        str(Path(sys.executable).with_name("dualdistill")),
-        "up",
-        "--root",
-        str(root),
-        "--data-root",
-        str(tmp_path),
-    ]
-    with start_up([*command, "--port", "0", "--dashboard-port", "0"]) as up:
+    with start_up(root, tmp_path) as up:
         assert up.stdout is not None
         lines = read_until(up.stdout, "Ctrl-C stops both")
         assert any("Ray dashboard" in line for line in lines), lines
@@ -81,16 +74,7 @@ def test_ctrl_c_during_a_submitted_job_cancels_it(data_root: Path, tmp_path: Pat
     """Otherwise the next `up` on the same root would find it unfinished and go on with it."""
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(miniature(seed=9, training={"epochs": 200})))
     root = tmp_path / "root"
-    command = [
-        str(Path(sys.executable).with_name("dualdistill")),
-        "up",
-        "--root",
-        str(root),
-        "--data-root",
-        str(data_root),
-    ]
-    command += ["--submit", str(tmp_path / "job.yaml"), "--port", "0", "--dashboard-port", "0"]
-    with start_up(command) as up:
+    with start_up(root, data_root, "--submit", str(tmp_path / "job.yaml")) as up:
         assert up.stdout is not None
         lines = read_until(up.stdout, "the first step is done")
         up.send_signal(signal.SIGINT)

@@ -5,21 +5,9 @@ from pathlib import Path
 
 import pytest
 import stamina
+from clock import Clock
 
 from services.store import DriverSession, ReconcilerSession, Store
-
-
-class Clock:
-    """Time that moves when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

@@ -11,24 +11,12 @@ from pathlib import Path
 import psycopg
 import pytest
 import stamina
+from clock import Clock
 
 from services.store import ReconcilerSession, Store
 
 _POSTGRES_BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 _database_numbers = count()
-
-
-class Clock:
-    """Time that moves when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def _as_postgres_user(command: list[str]) -> list[str]:
