@@ -13,7 +13,6 @@ Prints nDCG@10 per budget (mean and range over seeds), paired tests per seed, an
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from device import cpu_model
 from rich.console import Console
 
 from pipelines.spec import DistillationSpec, load_spec
@@ -165,13 +165,8 @@ def _write(path: Path, runs: list[dict[str, Any]]) -> None:
         ratios[f"teacher + labels over labels only, {budget} labels"] = statistics.fmean(
             run["teacher + labels"] / run["labels only"] for run in rows
         )
-    device = f"{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s) a process"
+    device = f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s) a process"
     path.write_text(json.dumps({"device": device, "figures": figures, "ratios": ratios}, indent=1), encoding="utf-8")
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

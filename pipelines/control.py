@@ -17,7 +17,7 @@ from pipelines.devices import resolve_device, use_threads
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.pretrained import quiet_loading
 from pipelines.rounds import loop_settings, training_queries
-from pipelines.spec import DistillationSpec
+from pipelines.spec import DistillationSpec, StudentSpec
 from pipelines.student.model import load_student
 from pipelines.training.label_only import train_label_only
 
@@ -48,7 +48,7 @@ def run_control(task: ControlTask) -> PerQuery:
     use_threads(task.num_cpus)
     spec = task.spec
     dataset = load_dataset(spec.dataset, task.dataset_folder)
-    student = load_student(task.student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
+    student = load_student(task.student_folder, _of_labels(spec), dropout=spec.training.dropout, device=resolve_device())
     one_round = loop_settings(spec, len(training_queries(spec, dataset)))
     settings = dataclasses.replace(one_round, total_steps=spec.rounds * one_round.total_steps)
     train_label_only(student, dataset, pq.read_table(task.labelled_candidates), spec, settings)
@@ -59,3 +59,8 @@ def run_control(task: ControlTask) -> PerQuery:
     scratch.write_text(json.dumps(outcome), encoding="utf-8")
     scratch.rename(task.output)
     return outcome
+
+
+def _of_labels(spec: DistillationSpec) -> StudentSpec:
+    """The student without dual heads: nothing but a teacher would train the distillation head."""
+    return spec.student.model_copy(update={"heads": None, "matryoshka": None}) if spec.student.heads else spec.student

@@ -6,6 +6,7 @@ the caller's thread trains from those already committed; the order of training i
 or in which order scores arrive changes nothing. Every step finds what an earlier, killed run left and goes on there.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -37,7 +38,7 @@ from pipelines.teacher.scorer import PairScorer
 from pipelines.training.batches import ListBatch, PositiveRule, batches
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.loop import LoopSettings, StepReport, train
-from pipelines.training.student_loss import student_losses
+from pipelines.training.student_step import StudentStep, needs_previous_student
 
 __all__ = ["RoundInputs", "loop_settings", "mine_once", "run_rounds", "training_queries"]
 
@@ -95,11 +96,14 @@ def loop_settings(spec: DistillationSpec, num_queries: int) -> LoopSettings:
 
 
 def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
-    """Train `student` in place through all rounds of the spec."""
+    """Train `student`, which comes as it was before the job, in place through all rounds of the spec."""
+    previous = None
+    if needs_previous_student(inputs.spec.training.objective):
+        previous = copy.deepcopy(student).eval().requires_grad_(False)
     for number in range(inputs.spec.rounds):
         snapshot = inputs.work / "snapshots" / f"round-{number}.safetensors"
         if not snapshot.is_file():
-            _run_round(inputs, student, number)
+            _run_round(inputs, student, previous, number)
             snapshot.parent.mkdir(parents=True, exist_ok=True)
             scratch = snapshot.with_suffix(".partial")
             save_file({name: value.contiguous().clone() for name, value in student.state_dict().items()}, scratch)
@@ -108,7 +112,7 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
         student.load_state_dict(load_file(snapshot))
 
 
-def _run_round(inputs: RoundInputs, student: DualEncoder, number: int) -> None:
+def _run_round(inputs: RoundInputs, student: DualEncoder, previous: DualEncoder | None, number: int) -> None:
     spec, dataset = inputs.spec, inputs.dataset
     queries = training_queries(spec, dataset)
     split = spec.dataset.train_split if spec.training.use_labels else None
@@ -123,7 +127,7 @@ def _run_round(inputs: RoundInputs, student: DualEncoder, number: int) -> None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring") as pool:
         scoring = pool.submit(_score, inputs, candidates, number, stop)
         try:
-            _train_student(inputs, student, number, num_rows=len(candidates), scoring=scoring)
+            _train_student(inputs, student, previous, number, num_rows=len(candidates), scoring=scoring)
         except BaseException:
             stop.set()
             raise
@@ -176,7 +180,13 @@ def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threadi
 
 
 def _train_student(
-    inputs: RoundInputs, student: DualEncoder, number: int, *, num_rows: int, scoring: "Future[None]"
+    inputs: RoundInputs,
+    student: DualEncoder,
+    previous: DualEncoder | None,
+    number: int,
+    *,
+    num_rows: int,
+    scoring: "Future[None]",
 ) -> None:
     spec, training = inputs.spec, inputs.spec.training
     unlabelled = spec.dataset.unlabelled
@@ -184,6 +194,7 @@ def _train_student(
         use_labels=training.use_labels,
         teacher_top=unlabelled.positive == "teacher_top",
         min_confidence=unlabelled.min_confidence,
+        per_query=training.positives_per_query,
     )
     seed_everything(spec.seed + number)
     dtype = resolve_dtype(training.dtype, device_type=student.device.type)
@@ -218,6 +229,7 @@ def _train_student(
             queries_per_step=training.queries_per_step,
             width=training.candidates_per_query,
             rule=rule,
+            negatives=training.negatives,
             seed=spec.seed,
             start=start,
         ):
@@ -231,7 +243,10 @@ def _train_student(
         if report.step == 1:
             inputs.journal.event("training.started", f"round {number}: the first step is done", round=number)
         with curve.open("a", encoding="utf-8") as stream:
-            losses = {"loss" if name == "loss" else f"loss.{name}": value for name, value in report.losses.items()}
+            losses = {
+                name if name == "loss" or "." in name else f"loss.{name}": value
+                for name, value in report.losses.items()
+            }
             stream.write(json.dumps({"round": number, "step": report.step, **losses}) + "\n")
         inputs.journal.progress(
             round=number, step=report.step, total_steps=report.total_steps, loss=report.losses["loss"]
@@ -243,9 +258,10 @@ def _train_student(
         run_fingerprint=f"{inputs.job_id}/{number}/{settings_hash}",
         keep=training.keep_checkpoints,
     )
+    step = StudentStep(student, training.objective, dtype=dtype, previous=previous)
     point = train(
-        student,
-        lambda batch: student_losses(student, batch, training.objective, dtype=dtype),
+        step,
+        step,
         open_batches,
         loop_settings(spec, num_rows),
         on_step=on_step,
@@ -253,11 +269,11 @@ def _train_student(
     )
     if point.step == 0:
         raise DataError(f"round {number}: none of {num_rows} ranked lists has two candidates to learn from")
-    only_positives = all(term.weight == 0 or term.name == "info_nce" for term in training.objective)
+    only_positives = all(term.weight == 0 or term.LEARNS_FROM == "positives" for term in training.objective)
     if positives["queries"] and not positives["with_positive"] and only_positives:
         raise DataError(
             f"round {number}: no list had a positive: no labels, and the teacher's best candidate never reached "
-            f"dataset.unlabelled.min_confidence {unlabelled.min_confidence}; info_nce alone then learns nothing"
+            f"dataset.unlabelled.min_confidence {unlabelled.min_confidence}; no term of the objective then learns anything"
         )
     message = f"round {number}: the student is trained; {positives['with_positive']} lists had a positive"
     inputs.journal.event("training.finished", message, round=number, **positives)

@@ -13,15 +13,18 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import PipelineError
-from pipelines.objective_terms import CPRD, ListKL, MarginMSE
+from pipelines.objective_terms import MarginMSE
 from pipelines.spec_sections import (
     BM25Spec,
     CandidatesSpec,
     DatasetSpec,
     DenseSpec,
+    DualHeadSpec,
     EvaluationSpec,
+    MatryoshkaSpec,
     ModelSpec,
     Name,
+    NegativeSampling,
     RankerTrainingSpec,
     Section,
     StudentSpec,
@@ -36,8 +39,11 @@ __all__ = [
     "DatasetSpec",
     "DenseSpec",
     "DistillationSpec",
+    "DualHeadSpec",
     "EvaluationSpec",
+    "MatryoshkaSpec",
     "ModelSpec",
+    "NegativeSampling",
     "RankerTrainingSpec",
     "SpecError",
     "StudentSpec",
@@ -87,14 +93,12 @@ class DistillationSpec(Section):
                     f"training.objective.{position}: margin_mse compares raw teacher margins (often 5 to 15) "
                     "with cosines, whose margins never pass 2; set its scale, or student.normalize: false"
                 )
-        from_lists = any(
-            isinstance(term, CPRD | ListKL | MarginMSE) and term.weight > 0 for term in self.training.objective
-        )
+        from_lists = any(term.LEARNS_FROM == "lists" and term.weight > 0 for term in self.training.objective)
         some_unlabelled = self.dataset.unlabelled.use or not self.training.use_labels
         if some_unlabelled and self.dataset.unlabelled.positive == "none" and not from_lists:
             problems.append(
                 "dataset.unlabelled.positive: 'none' leaves unlabelled queries without a positive, and no "
-                "objective term learns from the list alone (cprd, list_kl, margin_mse)"
+                "objective term learns from the list alone (cprd, list_kl and the like do)"
             )
         if self.dataset.train_split is None:
             if self.teacher.train is not None:

@@ -4,9 +4,10 @@ Enters: parts of a mapping. Leaves: the classes that `pipelines.spec.Distillatio
 else imports from there. What can only be judged across sections is judged there.
 """
 
+import itertools
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.objective_terms import InfoNCE, ListKL, ObjectiveTerm
 
@@ -15,9 +16,12 @@ __all__ = [
     "CandidatesSpec",
     "DatasetSpec",
     "DenseSpec",
+    "DualHeadSpec",
     "EvaluationSpec",
+    "MatryoshkaSpec",
     "ModelSpec",
     "Name",
+    "NegativeSampling",
     "RankerTrainingSpec",
     "Section",
     "StudentSpec",
@@ -78,6 +82,44 @@ class BM25Spec(Section):
     b: Annotated[float, Field(ge=0, le=1)] = 0.4
 
 
+class DualHeadSpec(Section):
+    """Two linear heads on the pooled vector: the contrastive one learns from labels, the other from the teacher."""
+
+    dimension: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Of each head; null is the encoder's hidden size."""
+    serve: Literal["contrastive", "interpolated"] = "interpolated"
+    """`interpolated`: one vector, twice as long as a head, with the score alpha * contrastive + (1 - alpha) / beta *
+    distillation; `contrastive`: that head alone, the other is left behind when training ends."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    beta: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+
+
+class MatryoshkaSpec(Section):
+    """Prefixes of the student's vectors that must search as well as they can by themselves."""
+
+    dimensions: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=64)]
+    """Strictly decreasing, each below the length of the vectors."""
+    invariance_weight: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """Of the squared difference between the similarities of prefixes and of full vectors."""
+    dimensions_per_step: Positive | None = None
+    """How many of them are drawn for each training step; null trains all in every step."""
+
+    @field_validator("dimensions")
+    @classmethod
+    def _decreasing(cls, dimensions: tuple[int, ...]) -> tuple[int, ...]:
+        if any(longer <= shorter for longer, shorter in itertools.pairwise(dimensions)):
+            raise ValueError(f"must be strictly decreasing, got {list(dimensions)}")
+        return dimensions
+
+    @field_validator("dimensions_per_step")
+    @classmethod
+    def _enough_to_draw(cls, count: int | None, info: ValidationInfo) -> int | None:
+        known = len(info.data.get("dimensions", ()))
+        if count is not None and known and count > known:
+            raise ValueError(f"{count} cannot be drawn from {known} dimensions")
+        return count
+
+
 class StudentSpec(Section):
     """The dual encoder that is trained: any Hugging Face encoder, mean or CLS pooling."""
 
@@ -89,6 +131,21 @@ class StudentSpec(Section):
     max_length: Annotated[int, Field(ge=8, le=32768)] = 256
     query_prompt: Annotated[str, Field(max_length=2048)] = ""
     document_prompt: Annotated[str, Field(max_length=2048)] = ""
+    heads: DualHeadSpec | None = None
+    matryoshka: MatryoshkaSpec | None = None
+
+    @model_validator(mode="after")
+    def _prefixes_are_of_one_head(self) -> Self:
+        if self.heads and self.matryoshka:
+            if self.heads.serve == "interpolated":
+                raise ValueError(
+                    "a matryoshka prefix of heads.serve 'interpolated' would be the contrastive head and little else; "
+                    "set heads.serve to 'contrastive'"
+                )
+            longest, whole = self.matryoshka.dimensions[0], self.heads.dimension
+            if whole is not None and longest >= whole:
+                raise ValueError(f"matryoshka.dimensions has {longest}, which is not below heads.dimension {whole}")
+        return self
 
 
 class DenseSpec(Section):
@@ -96,6 +153,13 @@ class DenseSpec(Section):
 
     top_k: Positive = 16
     encoder: StudentSpec | None = None
+
+    @field_validator("encoder")
+    @classmethod
+    def _is_never_trained(cls, encoder: StudentSpec | None) -> StudentSpec | None:
+        if encoder and (encoder.heads or encoder.matryoshka):
+            raise ValueError("heads and matryoshka are learned in training, and a fixed encoder has none")
+        return encoder
 
 
 class CandidatesSpec(Section):
@@ -140,6 +204,24 @@ class TeacherSpec(Section):
     gpus_per_replica: Annotated[float, Field(ge=0, le=16)] = 0.0
 
 
+class NegativeSampling(Section):
+    """Which of a list's negatives take part in a step, where the list holds more than fit."""
+
+    strategy: Literal["mixed", "simans"] = "mixed"
+    """`mixed`: one half the teacher's best, the other half at random. `simans`: at random, likelier the nearer the
+    teacher's score is to that of the positive (SimANS, EMNLP 2022); a query without a positive is drawn `mixed`."""
+    a: Annotated[float, Field(ge=0, le=1e6)] = 0.5
+    """`simans`: how sharply the weight exp(-a (score - score of the positive - b)^2) falls."""
+    b: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    """`simans`: how far above the positive's score, in teacher logits, the weight peaks; below 0 under it."""
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.strategy == "mixed" and (self.a, self.b) != (0.5, 0.0):
+            raise ValueError(f"a {self.a} and b {self.b} belong to strategy 'simans'; 'mixed' does not read them")
+        return self
+
+
 class TrainingSpec(Section):
     """How the student learns from the ranked lists. One pass per epoch over every usable query."""
 
@@ -150,8 +232,12 @@ class TrainingSpec(Section):
     epochs: Annotated[int, Field(ge=1, le=1000)] = 1
     queries_per_step: Positive = 16
     candidates_per_query: Annotated[int, Field(ge=2, le=4096)] = 8
+    positives_per_query: Positive = 1
+    """At most so many of a query's judged positives in one list (`decoupled_softmax`, `sup_con` and `soft_top_k` use
+    several)."""
     use_labels: bool = True
     """False: labels teach the teacher only, and the student treats labelled queries as unlabelled ones."""
+    negatives: NegativeSampling = NegativeSampling()
     learning_rate: LearningRate = 3e-4
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
@@ -168,6 +254,11 @@ class TrainingSpec(Section):
             raise ValueError(f"objective names a term twice: {names}; its curve could not be told apart")
         if not any(term.weight > 0 for term in self.objective):
             raise ValueError("objective needs at least one term with a weight above 0")
+        if self.positives_per_query >= self.candidates_per_query:
+            raise ValueError(
+                f"positives_per_query: {self.positives_per_query} leaves no room for a negative among "
+                f"candidates_per_query ({self.candidates_per_query})"
+            )
         return self
 
 

@@ -8,6 +8,12 @@ Source: Hinton et al., arXiv 1503.02531, on candidate lists; `DistillKLDivLoss` 
 the forward form with `scale_by_temperature_squared`. Standardising the teacher per list is dualdistill's
 addition: a saturated teacher (logits near +-10) is otherwise one-hot at temperature 1.
 
+Use when: the teacher's probabilities are meaningful and not saturated; raise `teacher_temperature` or standardise when
+its softmax is nearly one-hot. A good default beside `info_nce`.
+
+Reported: no single headline; the objective of DistillKLDivLoss, FlagEmbedding and PyLate, and of SimANS's MS MARCO
+runs.
+
 Edges: a query with one real candidate adds 0 with zero gradient; one with none is not counted in the mean; a
 list on which all teacher scores are equal is uniform. The gradient of every row sums to zero.
 """
@@ -18,7 +24,8 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ObjectiveError
-from pipelines.objectives.checks import require_positive_number, score_lists, zero_probability_logit
+from pipelines.objectives.checks import require_positive_number, score_lists
+from pipelines.objectives.masked import masked_log_softmax
 
 __all__ = ["list_kl_loss"]
 
@@ -61,22 +68,16 @@ def list_kl_loss(
     if standardise_teacher:
         teacher = _standardised(teacher, lists.mask)
 
-    log_student = _masked_log_softmax(lists.student / temperature, lists.mask)
-    log_teacher = _masked_log_softmax(teacher / teacher_temperature, lists.mask)
+    log_student = masked_log_softmax(lists.student / temperature, lists.ragged)
+    log_teacher = masked_log_softmax(teacher / teacher_temperature, lists.ragged)
     if direction == "forward":
         terms = log_teacher.exp() * (log_teacher - log_student)
     elif direction == "reverse":
         terms = log_student.exp() * (log_student - log_teacher)
     else:
         raise ObjectiveError(f"list_kl: unknown direction {direction!r}")
-    loss = terms.sum() / lists.mask.any(dim=1).sum().clamp(min=1)
+    loss = terms.sum() / lists.num_lists
     return loss * temperature**2 if scale_by_temperature_squared else loss
-
-
-def _masked_log_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Log-probabilities over the real candidates; 0 at padding, where both sides then cancel."""
-    filled = logits.masked_fill(~mask, zero_probability_logit(logits.dtype))
-    return filled.log_softmax(dim=1).masked_fill(~mask, 0)
 
 
 def _standardised(teacher: Tensor, mask: Tensor) -> Tensor:

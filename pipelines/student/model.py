@@ -1,7 +1,7 @@
 """DualEncoder: any Hugging Face encoder, pooled and normalised into one vector per text.
 
 Enters: a checked model folder and a `StudentSpec`. Leaves: a module from texts to embeddings [n, dim] with gradient,
-and a batched, gradient-free `encode` for whole collections.
+as served and as each of its heads sees them, and a batched, gradient-free `encode` for whole collections.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from pipelines.errors import ModelError
 from pipelines.model_files import check_positions
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.spec import StudentSpec
+from pipelines.student.heads import DualHeads, StudentViews
 
 __all__ = ["DualEncoder", "TextKind", "load_student"]
 
@@ -31,6 +32,7 @@ class DualEncoder(nn.Module):
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.spec = spec
+        self.heads = DualHeads(self.hidden_size, spec.heads) if spec.heads else None
 
     @property
     def device(self) -> torch.device:
@@ -38,12 +40,21 @@ class DualEncoder(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def dimension(self) -> int:
-        """Length of an embedding."""
+    def hidden_size(self) -> int:
+        """Length of a pooled vector."""
         return int(self.backbone.config.hidden_size)
 
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding as it is served."""
+        return self.heads.served_dimension if self.heads else self.hidden_size
+
     def embed(self, texts: Sequence[str], kind: TextKind) -> Tensor:
-        """Embeddings [n, dim] of `texts`, with gradient when enabled; unit norm if the spec normalises."""
+        """Served embeddings [n, dim] of `texts`, with gradient when enabled; unit norm if the spec normalises."""
+        return self.embed_views(texts, kind).served
+
+    def embed_views(self, texts: Sequence[str], kind: TextKind) -> StudentViews:
+        """`embed`, and the same texts as each head sees them; without heads all three are one tensor."""
         tokens = self.tokenizer(
             self._prompted(texts, kind),
             padding=True,
@@ -51,7 +62,11 @@ class DualEncoder(nn.Module):
             max_length=self.spec.max_length,
             return_tensors="pt",
         ).to(self.device)
-        return self._pool(self.backbone(**tokens).last_hidden_state, tokens["attention_mask"])
+        pooled = self._pool(self.backbone(**tokens).last_hidden_state, tokens["attention_mask"])
+        if self.heads:
+            return self.heads.views(pooled, normalize=self.spec.normalize)
+        served = nn.functional.normalize(pooled, dim=-1) if self.spec.normalize else pooled
+        return StudentViews(served, served, served)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: TextKind, *, tokens_per_batch: int = 16384) -> npt.NDArray[np.float32]:
@@ -82,14 +97,18 @@ class DualEncoder(nn.Module):
         else:
             weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        return nn.functional.normalize(pooled.float(), dim=-1) if self.spec.normalize else pooled.float()
+        return pooled.float()
 
 
 def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: torch.device) -> DualEncoder:
     """The student's starting point: the checkpoint in `folder`, cut to `spec.num_layers`, dropout as given.
 
+    Heads of the spec are new, and seeded by torch's global generator. Of a sentence-transformers folder only the
+    encoder is read: what stands behind its pooling (a `Dense` module) is not.
+
     Raises:
-        ModelError: more layers or positions are asked for than the checkpoint has, or it lacks weights.
+        ModelError: more layers, positions or Matryoshka dimensions are asked for than the checkpoint has, or it lacks
+            weights.
     """
     from transformers import AutoModel
 
@@ -110,4 +129,10 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
         may_be_new=lambda _, name: name.startswith("pooler."),
     )
     check_positions(backbone, spec.max_length, field="student.max_length")
-    return DualEncoder(backbone=backbone, tokenizer=load_tokenizer(folder, backbone), spec=spec).to(device)
+    student = DualEncoder(backbone=backbone, tokenizer=load_tokenizer(folder, backbone), spec=spec)
+    if spec.matryoshka and spec.matryoshka.dimensions[0] >= student.dimension:
+        raise ModelError(
+            f"student.matryoshka.dimensions has {spec.matryoshka.dimensions[0]}, but the student's vectors have "
+            f"{student.dimension} dimensions, and a prefix must be shorter"
+        )
+    return student.to(device)

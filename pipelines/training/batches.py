@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 
 from pipelines.corpus.dataset import Dataset
+from pipelines.objectives.simans import draw_simans
 from pipelines.ranked.tail import RankedRow, StreamPosition
+from pipelines.spec import NegativeSampling
 
 __all__ = ["ChosenList", "ListBatch", "PositiveRule", "batches", "choose"]
+
+_MIXED = NegativeSampling()
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class PositiveRule:
     teacher_top: bool
     min_confidence: float
     """Softmax probability over the whole list that the teacher's best candidate must reach."""
+    per_query: int = 1
+    """At most so many judged positives stand in one list."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class ChosenList:
     positive: int
     """Column of the positive, or -1 if the query has none."""
     other_positives: tuple[str, ...]
-    """Judged positives left out of the list; never to serve as negatives for this query."""
+    """The query's judged positives but that one, in the list or not; never to serve as negatives for this query."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,19 @@ class ListBatch:
     """bool [Q, K]."""
     positive: Tensor
     """int64 [Q], column of the positive in the list, -1 for none."""
-    excluded: Tensor
-    """bool [Q, N], documents that must not be in-batch negatives: other positives and copies of the positive."""
+    relevant: Tensor
+    """bool [Q, N], documents known to be relevant, so no negatives: the positive, its copies, other positives."""
 
 
-def choose(row: RankedRow, *, width: int, rule: PositiveRule, rng: np.random.Generator) -> ChosenList | None:
-    """At most `width` candidates: one positive if there is one, half of the rest hardest first, the others at random.
+def choose(
+    row: RankedRow,
+    *,
+    width: int,
+    rule: PositiveRule,
+    rng: np.random.Generator,
+    negatives: NegativeSampling = _MIXED,
+) -> ChosenList | None:
+    """At most `width` candidates: as many positives as the rule allows, the others drawn as `negatives` says.
 
     Returns None for a row from which nothing can be learned: fewer than two candidates.
     """
@@ -75,11 +88,12 @@ def choose(row: RankedRow, *, width: int, rule: PositiveRule, rng: np.random.Gen
         positive_row = int(row.teacher_logits.argmax())
     else:
         positive_row = -1
+    kept = [positive_row] if positive_row >= 0 else []
+    if rule.per_query > 1:
+        kept += rng.permutation(gold[gold != positive_row])[: rule.per_query - 1].tolist()
     others = np.array([i for i in range(len(row.doc_ids)) if i != positive_row and i not in gold], dtype=np.int64)
-    room = width - (positive_row >= 0)
-    hardest = others[: (room + 1) // 2]
-    drawn = rng.permutation(others[len(hardest) :])[: room - len(hardest)]
-    chosen = np.sort(np.concatenate([hardest, drawn, [positive_row] if positive_row >= 0 else []]).astype(np.int64))
+    drawn = _draw(row, others, positive_row, room=width - len(kept), negatives=negatives, rng=rng)
+    chosen = np.sort(np.concatenate([drawn, kept]).astype(np.int64))
     if len(chosen) < 2:
         return None
     return ChosenList(
@@ -90,6 +104,30 @@ def choose(row: RankedRow, *, width: int, rule: PositiveRule, rng: np.random.Gen
         positive=int(np.flatnonzero(chosen == positive_row)[0]) if positive_row >= 0 else -1,
         other_positives=tuple(row.doc_ids[i] for i in gold if i != positive_row),
     )
+
+
+def _draw(
+    row: RankedRow,
+    others: npt.NDArray[np.int64],
+    positive_row: int,
+    *,
+    room: int,
+    negatives: NegativeSampling,
+    rng: np.random.Generator,
+) -> npt.NDArray[np.int64]:
+    """At most `room` of the rows `others`, which stand in list order."""
+    if negatives.strategy == "simans" and positive_row >= 0:
+        places = draw_simans(
+            row.teacher_logits[others],
+            float(row.teacher_logits[positive_row]),
+            count=room,
+            rng=rng,
+            a=negatives.a,
+            b=negatives.b,
+        )
+        return others[places]
+    hardest = others[: (room + 1) // 2]
+    return np.concatenate([hardest, rng.permutation(others[len(hardest) :])[: room - len(hardest)]])
 
 
 def _confidence(logits: npt.NDArray[np.float32]) -> float:
@@ -105,12 +143,17 @@ def batches(
     rule: PositiveRule,
     seed: int,
     start: StreamPosition,
+    negatives: NegativeSampling = _MIXED,
 ) -> Iterator[tuple[ListBatch, StreamPosition]]:
-    """Batches of `queries_per_step` usable rows (the last may be smaller), each with the position after it."""
+    """Batches of `queries_per_step` usable rows (the last may be smaller), each with the position after it.
+
+    Rows without teacher scores (`labelled_rows`) want the default: SimANS would take them for ties.
+    """
     chosen: list[ChosenList] = []
     here = following = start
     for row, following in rows:
-        picked = choose(row, width=width, rule=rule, rng=np.random.default_rng((seed, here.epoch, here.ordinal)))
+        rng = np.random.default_rng((seed, here.epoch, here.ordinal))
+        picked = choose(row, width=width, rule=rule, rng=rng, negatives=negatives)
         here = following
         if picked is not None:
             chosen.append(picked)
@@ -132,19 +175,17 @@ def _collate(lists: list[ChosenList], dataset: Dataset) -> ListBatch:
     mask = torch.zeros(shape, dtype=torch.bool)
     teacher = torch.zeros(shape, dtype=torch.float32)
     judged = torch.zeros(shape, dtype=torch.bool)
-    excluded = torch.zeros((len(lists), len(texts)), dtype=torch.bool)
+    relevant = torch.zeros((len(lists), len(texts)), dtype=torch.bool)
     for query, item in enumerate(lists):
         size = len(item.doc_ids)
         columns[query, :size] = torch.tensor([place[doc_id] for doc_id in item.doc_ids])
         mask[query, :size] = True
         teacher[query, :size] = torch.from_numpy(item.teacher_logits)
         judged[query, :size] = torch.from_numpy(item.judged_positive)
-        forbidden = {dataset.passage(doc_id) for doc_id in item.other_positives}
+        known = {dataset.passage(doc_id) for doc_id in item.other_positives}
         if item.positive >= 0:
-            forbidden.add(dataset.passage(item.doc_ids[item.positive]))
-        excluded[query] = torch.tensor([text in forbidden for text in texts])
-        if item.positive >= 0:
-            excluded[query, place[item.doc_ids[item.positive]]] = False
+            known.add(dataset.passage(item.doc_ids[item.positive]))
+        relevant[query] = torch.tensor([text in known for text in texts])
     return ListBatch(
         query_texts=[dataset.query_text(item.query_id) for item in lists],
         document_texts=texts,
@@ -153,5 +194,5 @@ def _collate(lists: list[ChosenList], dataset: Dataset) -> ListBatch:
         teacher_logits=teacher,
         judged_positive=judged,
         positive=torch.tensor([item.positive for item in lists], dtype=torch.int64),
-        excluded=excluded,
+        relevant=relevant,
     )

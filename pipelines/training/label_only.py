@@ -17,7 +17,7 @@ from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch, PositiveRule, batches
 from pipelines.training.labelled import labelled_rows
 from pipelines.training.loop import LoopSettings, StepReport, train
-from pipelines.training.student_loss import student_losses
+from pipelines.training.student_step import StudentStep
 
 __all__ = ["train_label_only"]
 
@@ -35,7 +35,8 @@ def train_label_only(
 ) -> None:
     """Train `student` in place, as many steps as the job: InfoNCE over gold positive, listed and in-batch negatives.
 
-    The temperature is that of the job's own `info_nce` term, or its default.
+    The temperature is that of the job's own `info_nce` term, or its default. Negatives are drawn `mixed` even where the
+    job says `simans`, which weighs by a teacher's scores.
     """
     seed_everything(spec.seed)
     own = next((term for term in spec.training.objective if isinstance(term, InfoNCE)), InfoNCE(name="info_nce"))
@@ -53,9 +54,10 @@ def train_label_only(
             start=start,
         )
 
+    step = StudentStep(student, objective, dtype=dtype)
     train(
-        student,
-        lambda batch: student_losses(student, batch, objective, dtype=dtype),
+        step,
+        step,
         open_batches,
         settings,
         on_step=on_step,

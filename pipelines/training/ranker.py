@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipelines.devices import torch_dtype
 from pipelines.model_files import check_positions
+from pipelines.objectives.positive_cross_entropy import ranker_loss
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.teacher.pairs import encode_pairs
 from pipelines.training.batches import ListBatch
@@ -65,8 +65,8 @@ def ranker_losses(model: Any, tokenizer: Any, batch: ListBatch, *, max_length: i
     tokens = tokenizer.pad(pairs, padding="longest", return_tensors="pt").to(device)
     with torch.autocast(device.type, dtype=torch_dtype(dtype), enabled=dtype != "fp32"):
         logits = model(**tokens).logits[:, 0].float()
-    scores = torch.full(batch.mask.shape, torch.finfo(torch.float32).min, device=device).masked_scatter(mask, logits)
-    return {"loss": functional.cross_entropy(scores, batch.positive.to(device))}
+    scores = torch.zeros(batch.mask.shape, device=device).masked_scatter(mask, logits)
+    return {"loss": ranker_loss(scores, batch.positive.to(device), mask)}
 
 
 def save_ranker(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -43,7 +43,7 @@ def _scores(dtype=torch.float32):
         lambda s, t: list_kl_loss(s, t, torch.zeros_like(s, dtype=torch.bool), standardise_teacher=True),
         lambda s, t: margin_mse_loss(s, t, positive=torch.full((2,), -1)),
         lambda s, t: info_nce_loss(s, t, torch.full((2,), -1)),
-        lambda s, t: info_nce_loss(s, t, torch.full((2,), -1), excluded=torch.ones(2, 2, dtype=torch.bool)),
+        lambda s, t: info_nce_loss(s, t, torch.full((2,), -1), relevant=torch.ones(2, 2, dtype=torch.bool)),
     ],
 )
 def test_nothing_to_learn_from_is_exactly_zero_with_zero_gradient(nothing):
@@ -171,11 +171,8 @@ SQUARE = torch.zeros(2, 3)
         (lambda: info_nce_loss(SQUARE, SQUARE[:1], FIRST), "fewer than 2 documents"),
         (lambda: info_nce_loss(SQUARE, torch.zeros(2, 4), FIRST), "dimensions"),
         (lambda: info_nce_loss(SQUARE.long(), SQUARE, FIRST), "floating"),
-        (lambda: info_nce_loss(SQUARE, SQUARE, FIRST + 2), r"positive\[0\] is 2"),
-        (
-            lambda: info_nce_loss(SQUARE, SQUARE, FIRST, excluded=torch.ones(2, 2, dtype=torch.bool)),
-            "positive of row 0 is excluded",
-        ),
+        (lambda: info_nce_loss(SQUARE, SQUARE, FIRST + 2), r"positive_document\[0\] is 2"),
+        (lambda: info_nce_loss(SQUARE, SQUARE, FIRST, relevant=torch.ones(2, 3, dtype=torch.bool)), "relevant must be"),
     ],
 )
 def test_inputs_that_would_give_a_wrong_loss_are_refused(call, message):

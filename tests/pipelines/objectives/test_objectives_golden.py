@@ -11,7 +11,6 @@ import torch
 from golden_cases import DTYPES, assert_golden, case_name, cases, flags, leaf
 
 from pipelines.objectives.cprd import cprd_loss
-from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.list_kl import list_kl_loss
 from pipelines.objectives.margin_mse import margin_mse_loss
 
@@ -117,22 +116,3 @@ def test_margin_mse_is_the_authors_and_sentence_transformers(case, dtype):
     loss.backward()
     assert_golden(loss, case["expected"]["loss"], dtype)
     assert_golden(student.grad, case["expected"]["grad_student_scores"], dtype)
-
-
-@every_dtype
-def test_info_nce_is_sentence_transformers_multiple_negatives_ranking(dtype):
-    (case,) = [c for c in cases("st_mnrl_infonce") if set(c["params"]) == {"scale"}]
-    queries = leaf(case["inputs"]["q"], dtype)
-    documents = leaf(case["inputs"]["docs"], dtype)
-    count = len(queries)
-    columns = documents.transpose(0, 1).flatten(0, 1)  # first every query's positive, then its negatives
-    loss = info_nce_loss(
-        torch.nn.functional.normalize(queries, dim=1),
-        torch.nn.functional.normalize(columns, dim=1),
-        torch.arange(count),
-        temperature=1 / case["params"]["scale"],
-    )
-    loss.backward()
-    assert_golden(loss, case["expected"]["loss"], dtype)
-    assert_golden(queries.grad, case["expected"]["grad_q"], dtype)
-    assert_golden(documents.grad, case["expected"]["grad_docs"], dtype)

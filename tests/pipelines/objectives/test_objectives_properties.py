@@ -182,24 +182,26 @@ def test_margin_mse_ignores_masked_columns_rows_without_positive_and_column_orde
 
 @given(seeds, st.integers(1, 5), st.integers(2, 9))
 def test_info_nce_is_cross_entropy_over_the_documents_that_are_left(seed, queries, documents):
-    """Against a plain loop: skipped queries, exclusions and document order."""
+    """Against a plain loop: skipped queries, other relevant documents and document order."""
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(queries, 4, generator=generator, dtype=torch.float64)
     d = torch.randn(documents, 4, generator=generator, dtype=torch.float64)
     positive = torch.randint(-1, documents, (queries,), generator=generator)
-    excluded = torch.rand(queries, documents, generator=generator) < 0.3
-    excluded[positive >= 0, positive[positive >= 0]] = False
+    relevant = torch.rand(queries, documents, generator=generator) < 0.3
+    relevant[positive >= 0, positive[positive >= 0]] = True
 
     terms = []
     for i in range(queries):
         if positive[i] >= 0:
-            logits = (d @ q[i] / 0.1)[~excluded[i]]
-            terms.append(logits.logsumexp(0) - d[positive[i]] @ q[i] / 0.1)
+            left = ~relevant[i]
+            left[positive[i]] = True
+            logits = d @ q[i] / 0.1
+            terms.append(logits[left].logsumexp(0) - logits[positive[i]])
     expected = torch.stack(terms).mean() if terms else torch.tensor(0.0).double()
-    actual = info_nce_loss(q, d, positive, excluded=excluded, temperature=0.1)
+    actual = info_nce_loss(q, d, positive, relevant=relevant, temperature=0.1)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
     order = torch.randperm(documents, generator=generator)
     moved = torch.where(positive >= 0, order.argsort()[positive.clamp(min=0)], -1)
-    shuffled = info_nce_loss(q, d[order], moved, excluded=excluded[:, order], temperature=0.1)
+    shuffled = info_nce_loss(q, d[order], moved, relevant=relevant[:, order], temperature=0.1)
     torch.testing.assert_close(shuffled, actual, rtol=1e-9, atol=1e-9)

@@ -7,13 +7,15 @@ or whose default differs, would be a crash in the middle of a job, or worse, a s
 import dataclasses
 import inspect
 import typing
+from typing import Any
 
 import pytest
 import torch
-from pydantic import BaseModel
+from pydantic import ValidationError
+from sample_inputs import call, completed, parameters, sample
 
-from pipelines.objective_terms import CPRD, ListKL, ObjectiveTerm
-from pipelines.objectives.registry import OBJECTIVES, TERM_ONLY_FIELDS, ObjectiveInfo, term_parameters
+from pipelines.objective_terms import CPRD, ListKL, ObjectiveTerm, Term
+from pipelines.objectives.registry import OBJECTIVES, TENSORS, TERM_ONLY_FIELDS, ObjectiveInfo
 from pipelines.spec import parse_spec
 
 
@@ -22,7 +24,7 @@ def drift(info: ObjectiveInfo) -> list[str]:
     keywords = {
         name: parameter
         for name, parameter in inspect.signature(info.function).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in info.data_inputs
+        if name not in TENSORS and name not in LIBRARY_ONLY
     }
     fields = {name: f for name, f in info.term.model_fields.items() if name not in TERM_ONLY_FIELDS}
     found = [f"only in the function: {name}" for name in keywords.keys() - fields.keys()]
@@ -31,12 +33,20 @@ def drift(info: ObjectiveInfo) -> list[str]:
         ours, theirs = keywords[name], fields[name]
         if ours.default != theirs.default:
             found.append(f"{name}: default {ours.default!r} is {theirs.default!r} in the term")
-        if typing.Literal in (typing.get_origin(ours.annotation), typing.get_origin(theirs.annotation)) and (
-            typing.get_args(ours.annotation) != typing.get_args(theirs.annotation)
-        ):
+        if choices(ours.annotation) != choices(theirs.annotation):
             found.append(f"{name}: other choices")
     return found
 
+
+def choices(annotation: Any) -> tuple[Any, ...]:
+    """What a Literal allows, wherever it stands inside an annotation."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    return tuple(choice for inner in typing.get_args(annotation) for choice in choices(inner))
+
+
+LIBRARY_ONLY = {"valid", "queue_scores", "weights", "relevance_weights", "mixing"}
+"""Optional tensors that no step of a job offers; for callers of the functions."""
 
 every_objective = pytest.mark.parametrize(("name", "info"), OBJECTIVES.items(), ids=OBJECTIVES.keys())
 
@@ -47,9 +57,36 @@ def test_fields_of_the_term_are_the_functions_parameters(name, info):
 
 
 @every_objective
-def test_data_inputs_are_parameters_of_the_function_and_no_fields(name, info):
-    assert set(info.data_inputs) <= set(inspect.signature(info.function).parameters)
-    assert not set(info.data_inputs) & set(info.term.model_fields)
+def test_every_tensor_a_function_needs_is_one_that_steps_offer(name, info):
+    assert info.tensors
+    assert set(info.required_tensors) <= set(TENSORS)
+    assert set(info.tensors) - set(TENSORS) <= LIBRARY_ONLY
+
+
+@every_objective
+def test_what_may_be_learned_is_a_parameter_and_takes_a_tensor(name, info):
+    """A learned temperature arrives as a tensor: its gradient must reach it."""
+    for parameter in info.term.LEARNABLE:
+        heads = parameters(name).get("heads")
+        start = torch.tensor(float(parameters(name)[parameter]), dtype=torch.float64)
+        learned = (start.expand(heads).clone() if heads else start).requires_grad_()
+        call(name, sample(1), **{parameter: learned}).backward()
+        assert learned.grad is not None
+        assert bool((learned.grad != 0).any())
+
+
+def test_the_objectives_known_to_learn_something_of_their_own_do():
+    """Guards the test above: it would pass on an empty registry of learnable parameters."""
+    assert {name for name, info in OBJECTIVES.items() if info.term.LEARNABLE} == {"info_nce", "siglip", "amcl"}
+
+
+@every_objective
+def test_an_objective_learns_from_positives_exactly_if_it_is_silent_without_them(name, info):
+    batch = sample(2, full=True)
+    batch["positive"] = torch.full_like(batch["positive"], -1)
+    batch["positives"] = torch.zeros_like(batch["positives"])
+    silent = call(name, completed(batch)).item() == 0
+    assert silent == (info.term.LEARNS_FROM == "positives")
 
 
 class _Extra(ListKL):
@@ -64,9 +101,7 @@ class _OtherChoices(ListKL):
     direction: typing.Literal["forward"] = "forward"
 
 
-class _Missing(BaseModel):
-    name: str
-    weight: float
+class _Missing(Term):
     temperature: float = 0.05
 
 
@@ -95,27 +130,6 @@ def test_the_registry_cannot_be_changed_by_its_readers():
         OBJECTIVES["cprd"] = OBJECTIVES["list_kl"]
 
 
-def test_a_jobs_terms_reach_their_functions():
-    """From the text of a job to a loss, with every parameter given by name."""
-    job = {
-        "name": "j",
-        "dataset": {"path": "d"},
-        "teacher": {"model": {"id": "t"}},
-        "student": {"model": {"id": "s"}, "normalize": False},
-        "training": {
-            "objective": [
-                {"name": "cprd", "max_valid": 2, "reduction": "sum"},
-                {"name": "list_kl", "teacher_temperature": 2.0},
-                {"name": "margin_mse", "scale": 4.0},
-                {"name": "info_nce", "temperature": 0.1},
-            ]
-        },
-    }
-    first = torch.zeros(2, dtype=torch.int64)
-    data = {"margin_mse": {"positive": first}, "info_nce": {"positive": first}}
-    for term in parse_spec(job).training.objective:
-        info = OBJECTIVES[term.name]
-        pair = torch.eye(2, 3), torch.eye(2, 3).flip(1)
-        loss = info.function(*pair, **data.get(term.name, {}), **term_parameters(term))
-        assert loss.ndim == 0
-        assert float(loss) > 0
+def test_what_cannot_be_learned_is_refused_with_what_can():
+    with pytest.raises(ValidationError, match=r"learn: 'scale' cannot be learned here; can be: nothing"):
+        OBJECTIVES["margin_mse"].term(name="margin_mse", learn=["scale"])

@@ -169,10 +169,10 @@ def test_tensors_say_what_the_lists_say(dataset: Dataset) -> None:
     assert batch.teacher_logits.tolist() == [[0.0, -1.0, -2.0], [pytest.approx(0.2), pytest.approx(0.1), 0.0]]
     assert batch.judged_positive.tolist() == [[False, True, False], [False, False, False]]
     assert batch.positive.tolist() == [1, 0]  # a softmax over 0.2 and 0.1 is above one half
-    assert not batch.excluded.any()
+    assert torch.nonzero(batch.relevant).tolist() == [[0, 1], [1, 2]]
 
 
-def test_other_gold_documents_are_excluded_in_batch(dataset: Dataset) -> None:
+def test_other_gold_documents_are_known_to_be_relevant(dataset: Dataset) -> None:
     # The list leaves the second gold out, but another query's list may bring it back as an in-batch negative.
     batch = one_batch(
         dataset,
@@ -182,12 +182,12 @@ def test_other_gold_documents_are_excluded_in_batch(dataset: Dataset) -> None:
     )
     positive = batch.document_texts[int(batch.columns[0, batch.positive[0]])]
     (other,) = {dataset.passage("d1"), dataset.passage("d2")} - {positive}
-    excluded = [text for text, out in zip(batch.document_texts, batch.excluded[0], strict=True) if out]
-    assert excluded == [other]
-    assert not batch.excluded[1].any()
+    relevant = {text for text, known in zip(batch.document_texts, batch.relevant[0], strict=True) if known}
+    assert relevant == {positive, other}
+    assert batch.relevant[1].sum() == 1
 
 
-def test_a_copy_of_the_positive_is_excluded_in_batch(dataset: Dataset) -> None:
+def test_a_copy_of_the_positive_is_relevant_too(dataset: Dataset) -> None:
     # d59 reads exactly as d0: as a negative it would contradict the positive.
     assert dataset.passage("d59") == dataset.passage("d0")
     batch = one_batch(
@@ -197,19 +197,18 @@ def test_a_copy_of_the_positive_is_excluded_in_batch(dataset: Dataset) -> None:
         row(["d0", "d8"], query="train2", logits=[5.0, 0.0]),
     )
     place = {doc: i for i, doc in enumerate(("d0", "d5", "d59", "d7", "d8"))}
-    assert torch.nonzero(batch.excluded).tolist() == [[0, place["d59"]], [2, place["d59"]]]
+    copies = [place["d0"], place["d59"]]
+    assert torch.nonzero(batch.relevant).tolist() == [
+        *([0, copy] for copy in copies),
+        [1, place["d7"]],
+        *([2, copy] for copy in copies),
+    ]
 
 
-def test_the_positive_itself_is_never_excluded(dataset: Dataset) -> None:
-    batch = one_batch(dataset, row(["d0", "d59", "d5"], query="train0", gold={"d0": 1, "d59": 1}))
-    positive = int(batch.columns[0, batch.positive[0]])
-    assert not batch.excluded[0, positive]
-
-
-def test_a_list_without_positive_excludes_nothing(dataset: Dataset) -> None:
+def test_a_list_without_positive_knows_nothing_relevant(dataset: Dataset) -> None:
     batch = one_batch(dataset, row(["d0", "d5"], query="train0", logits=[0.0, 0.0]), rule=GOLD)
     assert batch.positive.tolist() == [-1]
-    assert not batch.excluded.any()
+    assert not batch.relevant.any()
 
 
 def test_unusable_rows_are_passed_over_and_the_last_batch_may_be_smaller(dataset: Dataset) -> None:
@@ -228,3 +227,30 @@ def test_what_a_row_contributes_depends_on_its_place_only(dataset: Dataset) -> N
     assert [batch.document_texts for batch, _ in rest] == [batch.document_texts for batch, _ in whole[2:]]
     other = list(batches(stream(rows), dataset, seed=2, start=StreamPosition(), **settings))
     assert other[0][0].document_texts != whole[0][0].document_texts
+
+
+def test_several_positives_may_stand_in_one_list_and_none_is_a_negative(dataset: Dataset) -> None:
+    rule = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0, per_query=2)
+    gold = {"d1": 1, "d2": 1, "d3": 1}
+    batch = one_batch(
+        dataset,
+        row(["d1", "d2", "d3", "d4", "d5", "d6"], query="train0", gold=gold),
+        row(["d3", "d9"], query="train1", gold={"d9": 1}),
+        rule=rule,
+        width=4,
+    )
+    listed = [batch.document_texts[i] for i in batch.columns[0][batch.mask[0]].tolist()]
+    positives = {dataset.passage(doc) for doc in gold}
+    assert len(listed) == 4
+    assert len(positives & set(listed)) == 2 == int(batch.judged_positive[0].sum())
+    assert bool(batch.judged_positive[0, batch.positive[0]])
+    relevant = {text for text, known in zip(batch.document_texts, batch.relevant[0], strict=True) if known}
+    assert relevant == positives & set(batch.document_texts), "whoever brought them into the batch"
+
+
+def test_more_positives_than_are_judged_change_nothing(dataset: Dataset) -> None:
+    def drawn(per_query: int) -> ListBatch:
+        rule = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0, per_query=per_query)
+        return one_batch(dataset, row(["d1", "d2", "d3", "d4"], query="train0", gold={"d2": 1}), rule=rule, width=3)
+
+    assert drawn(3).document_texts == drawn(1).document_texts

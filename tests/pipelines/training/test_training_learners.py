@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from learners_for_tests import CPU, first_batch, fresh_student
 from lists_for_tests import candidates_of
 from safetensors.torch import load_file
 from tiny import RecordingJournal, save_encoder, tiny_spec
 
-from pipelines.candidates.miner import Miner, embed_corpus
 from pipelines.candidates.schema import CANDIDATES_SCHEMA
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import DataError, ModelError
@@ -26,43 +26,21 @@ from pipelines.objectives.margin_mse import margin_mse_loss
 from pipelines.ranked.tail import StreamPosition
 from pipelines.rounds import loop_settings
 from pipelines.spec import DistillationSpec
-from pipelines.student.model import DualEncoder, load_student
+from pipelines.student.model import DualEncoder
 from pipelines.teacher.contract import contract_of
 from pipelines.teacher.engine import load_engine
 from pipelines.training import label_only, loop, teacher
-from pipelines.training.batches import ListBatch, PositiveRule, batches
 from pipelines.training.label_only import train_label_only
 from pipelines.training.labelled import labelled_rows
 from pipelines.training.loop import StepReport
 from pipelines.training.ranker import new_ranker, ranker_losses, save_ranker
-from pipelines.training.student_loss import student_losses
+from pipelines.training.student_step import StudentStep
 from pipelines.training.teacher import learn_teacher, teacher_key
-
-CPU = torch.device("cpu")
-GOLD = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 
 
 def spec_with(**train: Any) -> DistillationSpec:
     settings = {"max_steps": 6, "lists_per_step": 3, "negatives_per_list": 3, "learning_rate": 3e-3, "dtype": "fp32"}
     return tiny_spec(teacher={"model": {"id": "encoder"}, "max_length": 32, "dtype": "fp32", "train": settings | train})
-
-
-def fresh_student(folder: Path, spec: DistillationSpec | None = None) -> DualEncoder:
-    return load_student(folder, (spec or tiny_spec()).student, dropout=0.0, device=CPU)
-
-
-@pytest.fixture(scope="module")
-def labelled(dataset: Dataset, encoder_folder: Path) -> pa.Table:
-    corpus = embed_corpus(fresh_student(encoder_folder), dataset)
-    judged = dataset.judged_rows("train")
-    return Miner(dataset, tiny_spec().candidates).mine(list(judged), corpus=corpus, judged=judged)
-
-
-def first_batch(dataset: Dataset, labelled: pa.Table, *, width: int = 4, size: int = 6) -> ListBatch:
-    start = StreamPosition()
-    rows = labelled_rows(labelled, start=start, seed=0)
-    batch, _ = next(batches(rows, dataset, queries_per_step=size, width=width, rule=GOLD, seed=0, start=start))
-    return batch
 
 
 def weights(model: torch.nn.Module) -> bytes:
@@ -263,7 +241,7 @@ def test_the_student_loss_is_the_weighted_sum_of_its_terms(
     )
     batch = first_batch(dataset, labelled)
     batch = dataclasses.replace(batch, teacher_logits=torch.randn(batch.mask.shape, generator=torch.manual_seed(0)))
-    losses = student_losses(fresh_student(encoder_folder), batch, spec.training.objective, dtype="fp32")
+    losses = StudentStep(fresh_student(encoder_folder), spec.training.objective, dtype="fp32")(batch)
     assert set(losses) == {"loss", "list_kl", "info_nce", "cprd"}
     total = 2 * losses["list_kl"] + 0.5 * losses["info_nce"]
     assert losses["loss"].item() == pytest.approx(total.item(), rel=1e-6)
@@ -284,11 +262,11 @@ def test_each_term_gets_the_positives_it_is_about(dataset: Dataset, labelled: pa
         "cprd": cprd_loss(*lists, positives=batch.judged_positive, temperature=0.05, reduction="mean_over_terms"),
         "list_kl": list_kl_loss(*lists, temperature=0.05),
         "margin_mse": margin_mse_loss(*lists, positive=batch.positive, scale=0.1),
-        "info_nce": info_nce_loss(queries, documents, rows, excluded=batch.excluded, temperature=0.05),
+        "info_nce": info_nce_loss(queries, documents, rows, relevant=batch.relevant, temperature=0.05),
     }
     terms = [{"name": name} | ({"scale": 0.1} if name == "margin_mse" else {}) for name in expected]
     spec = tiny_spec(training={"candidates_per_query": 4, "objective": terms})
-    losses = student_losses(student, batch, spec.training.objective, dtype="fp32")
+    losses = StudentStep(student, spec.training.objective, dtype="fp32")(batch)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
@@ -306,10 +284,10 @@ def test_a_batch_without_any_positive_still_makes_a_step(
         batch,
         positive=torch.full_like(batch.positive, -1),
         judged_positive=torch.zeros_like(batch.judged_positive),
-        excluded=torch.zeros_like(batch.excluded),
+        relevant=torch.zeros_like(batch.relevant),
     )
     student = fresh_student(encoder_folder)
-    loss = student_losses(student, bare, spec.training.objective, dtype="fp32")["loss"]
+    loss = StudentStep(student, spec.training.objective, dtype="fp32")(bare)["loss"]
     loss.backward()
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     assert gradients
@@ -324,8 +302,8 @@ def test_bf16_training_has_fp32_losses_close_to_the_exact_ones(
 ) -> None:
     batch, student = first_batch(dataset, labelled), fresh_student(encoder_folder)
     objective = tiny_spec().training.objective
-    half = student_losses(student, batch, objective, dtype="bf16")
-    exact = student_losses(student, batch, objective, dtype="fp32")
+    half = StudentStep(student, objective, dtype="bf16")(batch)
+    exact = StudentStep(student, objective, dtype="fp32")(batch)
     assert half["loss"].dtype == torch.float32
     assert half["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.1)
 

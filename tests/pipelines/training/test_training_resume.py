@@ -24,7 +24,7 @@ from pipelines.student.model import load_student
 from pipelines.training.batches import ListBatch, PositiveRule, batches
 from pipelines.training.checkpoints import Checkpoints, RunPoint
 from pipelines.training.loop import LoopSettings, StepReport, train
-from pipelines.training.student_loss import student_losses
+from pipelines.training.student_step import StudentStep
 
 NUM_QUERIES, PER_CHUNK, PER_STEP, EPOCHS = 19, 4, 3, 2
 STEPS = -(-NUM_QUERIES * EPOCHS // PER_STEP)  # 13; step 7 straddles the epochs
@@ -82,9 +82,10 @@ def learn(lists: RankedLists, dataset: Dataset, encoder_folder: Path) -> Callabl
             checkpoint_every_steps=every,
         )
         with contextlib.suppress(Killed):
+            step = StudentStep(student, spec.training.objective, dtype="fp32")
             train(
-                student,
-                lambda batch: student_losses(student, batch, spec.training.objective, dtype="fp32"),
+                step,
+                step,
                 open_batches,
                 loop,
                 on_step=on_step,

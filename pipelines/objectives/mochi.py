@@ -1,0 +1,249 @@
+"""MoCHi, mixing of contrastive hard negatives: InfoNCE with harder negatives made in embedding space.
+
+    type 1:  h  ~ a n_i + (1 - a) n_j      a in U(0, 1)                    n_i, n_j among the N hardest negatives of q
+    type 2:  h' ~ b q + (1 - b) n_j        b in U(0, max_query_share)
+    L = mean_i - log( exp(q.d+ / T) / ( exp(q.d+ / T) + sum over n, h and h' of exp(q. / T) ) )
+
+T is `temperature`; n are the batch's documents that are safe negatives of q: not known to be relevant, and not scored
+by the teacher at or above its score of the positive minus `teacher_margin`. A document the teacher likes is neither
+mixed nor pushed away. Mixtures are drawn anew in each step, belong to one query, and are constants: no gradient flows
+through h, nor through the q inside h'. The paper mixes unit vectors and normalises; here directions are mixed, and a
+mixture is as long as its negatives are (type 1: interpolated), which is the same for cosine students and makes sense
+for dot products. A large b could make a negative closer to q than its positive is; b is capped where they would be
+equally close (dualdistill's addition), and a negative that is already closer than the positive is not mixed with q.
+
+Source: arXiv 2010.01028 (NeurIPS 2020). From general knowledge, the paper's text could not be read. There N is 1024 of
+a queue of 65536, with 1024 mixtures of type 1 and 128 of type 2 per query, from about the 10th epoch on; the defaults
+here are our own, for batches of mined lists.
+
+Use when: mined negatives have become easy (the loss is low and stays there); in a later round of a job rather than the
+first, as mixtures of a student that knows nothing are noise. It contains InfoNCE: do not add `info_nce` to it.
+
+Reported: no number of the paper could be read.
+
+Edges: a query without a positive is left out; a batch of those is 0 with zero gradient. A query without a safe negative
+adds 0; with one it has no mixture of type 1. Draws come from torch's CPU generator, which checkpoints save.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipelines.errors import ObjectiveError
+from pipelines.objectives.checks import require_positive_number
+from pipelines.objectives.embedding_batch import embedding_batch, similarities
+from pipelines.objectives.masked import zero_probability_logit
+from pipelines.objectives.safe_negatives import safe_negatives
+
+__all__ = [
+    "Mixing",
+    "draw_mixing",
+    "hardest_negatives",
+    "mixtures_of_negatives",
+    "mixtures_with_queries",
+    "mochi_loss",
+]
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Random choices of one step; positions point into each query's hardest negatives, hardest first.
+
+    Attributes:
+        first: [queries, type 1 mixtures] int64.
+        second: [queries, type 1 mixtures] int64.
+        first_share: [queries, type 1 mixtures] in [0, 1], the a of the first.
+        partner: [queries, type 2 mixtures] int64.
+        query_share: [queries, type 2 mixtures] in [0, 1], the b of the query, before its cap.
+    """
+
+    first: Tensor
+    second: Tensor
+    first_share: Tensor
+    partner: Tensor
+    query_share: Tensor
+
+
+def mochi_loss(
+    query_embeddings: Tensor,
+    document_embeddings: Tensor,
+    positive_document: Tensor,
+    *,
+    relevant: Tensor | None = None,
+    batch_teacher_scores: Tensor | None = None,
+    scored: Tensor | None = None,
+    mixing: Mixing | None = None,
+    temperature: float = 0.05,
+    hardest: int = 32,
+    negative_mixtures: int = 32,
+    query_mixtures: int = 4,
+    max_query_share: float = 0.5,
+    teacher_margin: float | None = 0.0,
+) -> Tensor:
+    """Softmax cross-entropy over the batch's documents and each query's mixtures, over queries with a positive.
+
+    Args:
+        query_embeddings: [queries, dimensions]; used as given, so normalise them for cosine similarity.
+        document_embeddings: [documents, dimensions], in any order.
+        positive_document: [queries] int64, row of each query's positive in `document_embeddings`; -1 = none, skip it.
+        relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only
+            its positive.
+        batch_teacher_scores: [queries, documents] raw teacher logits, constants; None = no teacher to ask.
+        scored: [queries, documents] bool, pairs the teacher scored.
+        mixing: the random choices; None = `draw_mixing`. Library only: no step of a job offers it.
+        temperature: divides the dot products.
+        hardest: how many of a query's nearest negatives are mixed.
+        negative_mixtures: mixtures of two negatives per query.
+        query_mixtures: mixtures of the query and a negative per query.
+        max_query_share: largest share of the query in those.
+        teacher_margin: logits below the positive from which on the teacher calls a document relevant; None = ignore
+            the teacher.
+
+    Returns:
+        Scalar >= 0.
+
+    Raises:
+        ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings or teacher
+            scores, a positive out of range, an impossible parameter.
+    """
+    batch = embedding_batch("mochi", query_embeddings, document_embeddings, positive_document, relevant)
+    require_positive_number("mochi", "temperature", temperature)
+    _require_counts(hardest, negative_mixtures, query_mixtures, max_query_share)
+    safe = safe_negatives(batch, batch_teacher_scores, scored, teacher_margin, objective="mochi")
+
+    positives = batch.documents.index_select(0, batch.positive_column.squeeze(1))
+    positive_scores = (batch.queries * positives).sum(dim=1, keepdim=True)
+    logits = similarities(batch.queries / temperature, batch.documents)
+    with torch.no_grad():
+        nearest = hardest_negatives(logits, safe, hardest)
+        available = safe.sum(dim=1, keepdim=True).clamp(max=nearest.shape[1])
+        if mixing is None:
+            mixing = draw_mixing(available.squeeze(1), negative_mixtures, query_mixtures, max_query_share)
+        negatives = batch.documents[nearest]
+        with_query, not_closer = mixtures_with_queries(batch.queries, positive_scores.detach(), negatives, mixing)
+        points = torch.cat([mixtures_of_negatives(negatives, mixing), with_query], dim=1)
+        two_negatives = (torch.maximum(mixing.first, mixing.second) < available) & (mixing.first != mixing.second)
+        is_point = torch.cat([two_negatives, not_closer & (mixing.partner < available)], dim=1)
+    with torch.autocast(points.device.type, enabled=False):
+        synthetic = torch.bmm(points, batch.queries.unsqueeze(2)).squeeze(2) / temperature
+
+    nothing = zero_probability_logit(logits.dtype)
+    logits = logits.masked_fill(~(safe | batch.is_positive), nothing)
+    losses = functional.cross_entropy(logits, batch.positive, ignore_index=-1, reduction="none")
+    if synthetic.shape[1]:
+        # log(sum over real and synthetic) - target, without joining the two matrices
+        made = synthetic.masked_fill(~is_point, nothing).logsumexp(dim=1)
+        losses = losses - functional.logsigmoid(losses + positive_scores.squeeze(1) / temperature - made)
+    return torch.where(batch.has_positive, losses, 0).sum() / batch.has_positive.sum().clamp(min=1)
+
+
+def hardest_negatives(scores: Tensor, safe: Tensor, count: int) -> Tensor:
+    """Columns of each row's best `safe` entries, best first; columns that are not safe follow where there are too few.
+
+    Args:
+        scores: [queries, documents].
+        safe: [queries, documents] bool.
+        count: how many, at most all.
+
+    Returns:
+        int64 [queries, min(count, documents)].
+    """
+    return scores.masked_fill(~safe, -torch.inf).topk(min(count, scores.shape[1]), dim=1).indices
+
+
+def draw_mixing(
+    available: Tensor,
+    negative_mixtures: int,
+    query_mixtures: int,
+    max_query_share: float,
+    generator: torch.Generator | None = None,
+) -> Mixing:
+    """Random positions and shares; two different positions per mixture of negatives wherever there are two.
+
+    Args:
+        available: [queries] int64, how many hardest negatives each query has.
+        negative_mixtures: mixtures of two negatives per query.
+        query_mixtures: mixtures of the query and a negative per query.
+        max_query_share: upper end of the query's share.
+        generator: a CPU generator; None = torch's own. The draws do not depend on the device or dtype of the loss.
+    """
+    sizes = [negative_mixtures] * 3 + [query_mixtures] * 2
+    uniform = torch.rand(len(available), sum(sizes), generator=generator, dtype=torch.float32, device="cpu")
+    first, step, first_share, partner, query_share = torch.split(uniform.to(available.device), sizes, dim=1)
+    count = available.clamp(min=1).unsqueeze(1)
+    first_position = _position(first, count)
+    return Mixing(
+        first=first_position,
+        second=(first_position + 1 + _position(step, (count - 1).clamp(min=1))) % count,
+        first_share=first_share,
+        partner=_position(partner, count),
+        query_share=query_share * max_query_share,
+    )
+
+
+def mixtures_of_negatives(negatives: Tensor, mixing: Mixing) -> Tensor:
+    """Points between the directions of two negatives, of interpolated length.
+
+    Args:
+        negatives: [queries, hardest, dimensions].
+        mixing: which of them, and how much of the first.
+
+    Returns:
+        [queries, type 1 mixtures, dimensions].
+    """
+    lengths = torch.linalg.vector_norm(negatives, dim=2)
+    directions = functional.normalize(negatives, dim=2)
+    share = mixing.first_share.to(negatives.dtype)
+    length = share * lengths.gather(1, mixing.first) + (1 - share) * lengths.gather(1, mixing.second)
+    mixed = torch.lerp(_rows(directions, mixing.second), _rows(directions, mixing.first), share.unsqueeze(2))
+    points: Tensor = functional.normalize(mixed, dim=2) * length.unsqueeze(2)
+    return points
+
+
+def mixtures_with_queries(
+    queries: Tensor, positive_scores: Tensor, negatives: Tensor, mixing: Mixing
+) -> tuple[Tensor, Tensor]:
+    """Points between the directions of a query and a negative, as long as the negative, no closer than the positive.
+
+    Args:
+        queries: [queries, dimensions].
+        positive_scores: [queries, 1], dot product of each query with its positive.
+        negatives: [queries, hardest, dimensions].
+        mixing: which of them, and how much of the query before the cap.
+
+    Returns:
+        The points [queries, type 2 mixtures, dimensions], and bool [queries, type 2 mixtures], False where the negative
+        itself is closer to the query than the positive: no share of the query makes that a harder negative.
+    """
+    partners = _rows(negatives, mixing.partner)
+    lengths = torch.linalg.vector_norm(partners, dim=2)
+    directions = functional.normalize(partners, dim=2)
+    towards = functional.normalize(queries, dim=1).unsqueeze(1)
+    # In the plane of query and negative: the mixture may turn from the negative's angle to the positive's.
+    product = torch.linalg.vector_norm(queries, dim=1, keepdim=True) * lengths
+    limit = (positive_scores / product.clamp(min=torch.finfo(lengths.dtype).tiny)).clamp(-1, 1).arccos()
+    turn = (directions * towards).sum(dim=2).clamp(-1, 1).arccos() - limit
+    cap = turn.sin() / (turn.sin() + limit.sin())
+    share = torch.minimum(mixing.query_share.to(cap.dtype), cap.nan_to_num(nan=1.0)).clamp(min=0).unsqueeze(2)
+    mixed = functional.normalize(torch.lerp(directions, towards.expand_as(directions), share), dim=2)
+    return mixed * lengths.unsqueeze(2), turn > 0
+
+
+def _rows(vectors: Tensor, positions: Tensor) -> Tensor:
+    return vectors.gather(1, positions.unsqueeze(2).expand(-1, -1, vectors.shape[2]))
+
+
+def _position(uniform: Tensor, count: Tensor) -> Tensor:
+    return torch.minimum((uniform * count).long(), count - 1)
+
+
+def _require_counts(hardest: int, negative_mixtures: int, query_mixtures: int, max_query_share: float) -> None:
+    if hardest < 1:
+        raise ObjectiveError(f"mochi: hardest must be at least 1, got {hardest}")
+    for label, count in (("negative_mixtures", negative_mixtures), ("query_mixtures", query_mixtures)):
+        if count < 0:
+            raise ObjectiveError(f"mochi: {label} must be at least 0, got {count}")
+    if not 0 <= max_query_share <= 1:
+        raise ObjectiveError(f"mochi: max_query_share must be between 0 and 1, got {max_query_share}")
