@@ -146,20 +146,23 @@ def registered(name: str, batch: Batch) -> Side:
 
 
 def timed(steps: Sequence[Callable[[], object]], device: torch.device, *, quick: bool) -> list[list[float]]:
-    """Seconds per repeat of each step, the steps in turn: as many repeats as fit, after two that are not counted.
+    """Seconds per repeat of each step, the steps in turn, their order reversed every time, after two uncounted runs.
 
-    A quick measurement of a slow step is its first run.
+    As many repeats as fit. Of a single slow step a quick measurement takes the first run; two that are compared are
+    never taken cold.
     """
-    budget, most = (1.0, 15) if quick else (8.0, 200)
-    first = [[_seconds(step, device)] for step in steps]
-    if quick and sum(map(sum, first)) > budget:
-        return first
+    budget, most = (2.0, 30) if quick else (8.0, 200)
     once = sum(_seconds(step, device) for step in steps)
-    repeats = min(max(int(budget / once), 1 if once > budget else 5), most)
+    if quick and len(steps) == 1 and once > budget:
+        return [[once]]
+    once = sum(_seconds(step, device) for step in steps)
+    repeats = min(max(int(budget / once), 1 if once > budget * 3 else 5), most)
     times: list[list[float]] = [[] for _ in steps]
+    turn = list(zip(times, steps, strict=True))
     for _ in range(repeats):
-        for found, step in zip(times, steps, strict=True):
+        for found, step in turn:
             found.append(_seconds(step, device))
+        turn.reverse()
     return times
 
 

@@ -48,7 +48,8 @@ def run_control(task: ControlTask) -> PerQuery:
     use_threads(task.num_cpus)
     spec = task.spec
     dataset = load_dataset(spec.dataset, task.dataset_folder)
-    student = load_student(task.student_folder, _of_labels(spec), dropout=spec.training.dropout, device=resolve_device())
+    kind = _of_labels(spec)
+    student = load_student(task.student_folder, kind, dropout=spec.training.dropout, device=resolve_device())
     one_round = loop_settings(spec, len(training_queries(spec, dataset)))
     settings = dataclasses.replace(one_round, total_steps=spec.rounds * one_round.total_steps)
     train_label_only(student, dataset, pq.read_table(task.labelled_candidates), spec, settings)

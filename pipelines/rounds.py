@@ -273,7 +273,8 @@ def _train_student(
     if positives["queries"] and not positives["with_positive"] and only_positives:
         raise DataError(
             f"round {number}: no list had a positive: no labels, and the teacher's best candidate never reached "
-            f"dataset.unlabelled.min_confidence {unlabelled.min_confidence}; no term of the objective then learns anything"
+            f"dataset.unlabelled.min_confidence {unlabelled.min_confidence}; no term of the objective then "
+            "learns anything"
         )
     message = f"round {number}: the student is trained; {positives['with_positive']} lists had a positive"
     inputs.journal.event("training.finished", message, round=number, **positives)

@@ -1,6 +1,6 @@
 """AMCL, adaptive multi-head contrastive learning: several similarities per pair, each with a temperature of its own.
 
-    sim_m,ij = cos( slice m of q_i, slice m of d_j )                   m = 1 .. heads
+    sim_m,ij = cos( slice m of q_i, slice m of d_j ) ,  m = 1 .. heads
     tau_m,ij = temperature_m exp( temperature_slope_m sim_m,ij )
     L        = mean_i - log softmax_j( sum_m sim_m,ij / tau_m,ij )_d+  +  temperature_weight * mean log tau
 
@@ -8,14 +8,14 @@ A product of the heads' posteriors is a sum inside one softmax. A pair's tempera
 unsure about a pair say little about it. Here heads are equal slices of one embedding, each divided by its own length,
 and the temperature is predicted from the pair's similarity; `temperature` and `temperature_slope` are one number or one
 per head, and may be learned with the student. The sum over heads multiplies the logits, so that heads at 0.05 are as
-sharp as one head at 0.05 / heads. The regulariser keeps tau from growing where it is learned; constants need none.
+sharp as one head at 0.05 / heads: write 0.05 heads for the sharpness of a single cosine at 0.05. The regulariser keeps
+tau from growing where it is learned; constants need none.
 
 Source: arXiv 2310.05615 (ECCV 2024), idea from a secondary source: the paper's text, how it predicts temperatures and
 its regulariser could not be read, no official code was found. Slices as heads and the slope are dualdistill's readings.
 
-Use when: one cosine is too coarse (long documents with several topics) and temperatures are to be learned; start with
-`info_nce`, which is the case of one head. At slope 0 all slices, scaled to unit length and joined, are one vector:
-search with that, or with the embedding as it is when its slices have nearly the same length.
+Use when: one cosine is too coarse and temperatures are to be learned; start with `info_nce`, which one head is. Search
+uses the cosine of the whole embedding, which weighs slices by their length: compare both before serving.
 
 Reported: 1 to 5% over SimCLR, MoCo and Barlow Twins, more with more augmentations (a secondary source). No retrieval
 result.

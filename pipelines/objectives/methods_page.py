@@ -42,13 +42,13 @@ def methods_page() -> str:
         f"{_HEAD}\n## Objectives that learn from ranked lists, with or without a positive\n{_TABLE}{_rows(lists)}\n"
         f"\n## Objectives that need a positive\n\nQueries without one (no label, and no teacher confident enough) add "
         f"nothing to these.\n{_TABLE}{_rows(positives)}\n"
-        f"\n## Tensors\n\nWhat a step offers; an objective asks by parameter name.\n\n| name | shape and meaning |\n|---|---|\n"
-        f"{tensors}\n"
+        "\n## Tensors\n\nWhat a step offers; an objective asks by parameter name.\n\n"
+        f"| name | shape and meaning |\n|---|---|\n{tensors}\n"
     )
 
 
 def objective_page_entry(info: ObjectiveInfo) -> dict[str, str]:
-    """`title`, `equation` and the sections `Source`, `Use when`, `Reported`, `Edges` of an objective's module docstring.
+    """`title`, `equation`, `Source`, `Use when`, `Reported` and `Edges` of an objective's module docstring.
 
     Raises:
         ObjectiveError: the docstring lacks one of them.

@@ -1,6 +1,6 @@
 """Metrix: a mixture of positive and hard negative is a document as relevant as its share of the positive.
 
-    z    = lam d+ + (1 - lam) n                lam in Beta(concentration, concentration)
+    z    = lam d+ + (1 - lam) n ,  lam in Beta(concentration, concentration)
     dist = | q / |q| - z / |z| |
     L    = mean of lam relu(dist - positive_margin)  +  mean of (1 - lam) relu(negative_margin - dist)
 
@@ -15,7 +15,7 @@ not be read.
 Source: arXiv 2106.04990 (ICLR 2022), official code billpsomas/Metrix_ICLR22 (embedding mixup, contrastive), with the
 distance and the non-zero mean of pytorch-metric-learning re-expressed. The paper's text could not be read.
 
-Use when: beside `info_nce` at a weight of 0.4, to give the space between positives and hard negatives a meaning. Never
+Use when: beside `info_nce` at a weight of 0.4, to give the space between positives and hard negatives a meaning. Not
 alone: by itself it pulls negatives towards the query as well.
 
 Reported: no number of the paper could be read.

@@ -1,7 +1,7 @@
 """MoCHi, mixing of contrastive hard negatives: InfoNCE with harder negatives made in embedding space.
 
-    type 1:  h  ~ a n_i + (1 - a) n_j      a in U(0, 1)                    n_i, n_j among the N hardest negatives of q
-    type 2:  h' ~ b q + (1 - b) n_j        b in U(0, max_query_share)
+    type 1:  h  ~ a n_i + (1 - a) n_j ,  a in U(0, 1),  n_i and n_j among the N hardest negatives of q
+    type 2:  h' ~ b q + (1 - b) n_j ,    b in U(0, max_query_share)
     L = mean_i - log( exp(q.d+ / T) / ( exp(q.d+ / T) + sum over n, h and h' of exp(q. / T) ) )
 
 T is `temperature`; n are the batch's documents that are safe negatives of q: not known to be relevant, and not scored

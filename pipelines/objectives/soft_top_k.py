@@ -10,10 +10,10 @@ is that of the solution t_i itself (implicit function theorem), with v = alpha p
 
     d log p_j / d s_m = alpha (1 - p_j) ( [j = m] - v_m / sum v )
 
-Forms: official code bisects a fixed number of times between bounds that do not hold for very long lists; here Newton
-steps inside a bracket that provably holds, on the difference of the logarithms of what is missing in the top and what
-is too much below it, which stays exact when every sigmoid is saturated. Official code samples k positives where there
-are more; here such a query's k is raised to their number, so all of them fit.
+Forms: official code bisects a fixed number of times between bounds that do not hold for very long lists. Here Newton
+steps equate the logarithms of what is missing in the top and of what is too much below it, which stays exact when every
+sigmoid is saturated. Official code samples k positives where there are more; here such a query's k is raised to their
+number, so all of them fit.
 
 Source: arXiv 2310.10636 (ICLR 2024), official code nilesh2797/DEXML: `SimLoss` with `topk` and `DistLogTopK`.
 
@@ -131,7 +131,8 @@ def _threshold_logits(scores: Tensor, k: Tensor, alpha: float, iterations: int) 
     centred = scores - threshold
     rest = centred.scatter(1, columns, top.masked_fill(in_top, -torch.inf))
 
-    # Not even if all but k - 1 scores were the k-th would the sum reach k; nor fall short if k + 1 were the next one.
+    # The sum cannot reach k before `lower`, even if everything below the k - 1 best were level with the k-th; and it
+    # has reached k at `upper`, even if the k best were level with the next one.
     lower = -(count - k).to(scores.dtype).log() / alpha
     upper = threshold - best.gather(1, k) + k.to(scores.dtype).log() / alpha
     offset = (lower + upper) / 2
@@ -140,17 +141,12 @@ def _threshold_logits(scores: Tensor, k: Tensor, alpha: float, iterations: int) 
         log_deficit, deficit_bend = _log_sum(
             functional.logsigmoid(-alpha * (top + offset)).masked_fill(~in_top, -torch.inf)
         )
-        difference = log_surplus - log_deficit
-        lower = torch.where(difference < 0, offset, lower)
-        upper = torch.where(difference < 0, upper, offset)
-        slope = 2 - surplus_bend - deficit_bend
-        step = difference / (alpha * slope)
-        settled = step.abs() <= 2 * torch.finfo(scores.dtype).eps * (1 + offset.abs())
-        if bool(settled.all()):
+        # The slope lies between alpha and 2 alpha (the bends add up to 1 at most, as no score of the rest is above one
+        # of the top), so a Newton step never ends farther from the solution than it began.
+        step = (log_surplus - log_deficit) / (alpha * (2 - surplus_bend - deficit_bend))
+        offset = offset - step
+        if bool((step.abs() <= torch.finfo(scores.dtype).eps * (1 + offset.abs())).all()):
             break
-        newton = offset - step
-        inside = (newton > lower) & (newton < upper)
-        offset = torch.where(settled, offset, torch.where(inside, newton, (lower + upper) / 2))
     return alpha * (centred + offset)
 
 

@@ -13,8 +13,9 @@ together.
 Forms: |x - y|^2 and 2 - 2 x.y are equal on unit vectors; their gradients differ along the vector itself, which
 normalising inside the graph removes. The pure functions offer both as `distance`.
 
-Source: Wang and Isola (ICML 2020) for U and A; arXiv 2405.18570 for XU and the sum with a contrastive loss. From
-general knowledge: the papers' text could not be read; the cross term was checked without and with its diagonal.
+Source: Wang and Isola (2020) for U and A; arXiv 2405.18570 for XU and the sum with a contrastive loss. From general
+knowledge: the papers' text could not be read, and which pairs XU averages (here those that do not belong together) is a
+reading.
 
 Use when: query and document embeddings live in separate regions (two towers, two modalities) or collapse; beside
 `info_nce`, whose place it does not take. Look at the gap first.

@@ -40,7 +40,8 @@ def train_label_only(
     """
     seed_everything(spec.seed)
     own = next((term for term in spec.training.objective if isinstance(term, InfoNCE)), InfoNCE(name="info_nce"))
-    objective = [own.model_copy(update={"weight": 1.0})]  # it may weigh 0 in the job; here it is all there is
+    # It may weigh 0 in the job; here it is all there is. No teacher has scored these lists, so none says what to mask.
+    objective = [own.model_copy(update={"weight": 1.0, "teacher_margin": None})]
     dtype = resolve_dtype(spec.training.dtype, device_type=student.device.type)
 
     def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:

@@ -16,7 +16,6 @@ from sample_inputs import call, completed, parameters, sample
 
 from pipelines.objective_terms import CPRD, ListKL, ObjectiveTerm, Term
 from pipelines.objectives.registry import OBJECTIVES, TENSORS, TERM_ONLY_FIELDS, ObjectiveInfo
-from pipelines.spec import parse_spec
 
 
 def drift(info: ObjectiveInfo) -> list[str]:

@@ -328,7 +328,8 @@ def test_the_control_learns_from_labels_alone(encoder_folder: Path, dataset: Dat
     weightless, _ = control(
         encoder_folder, dataset, labelled, objective=[{"name": "list_kl"}, {"name": "info_nce", "weight": 0}]
     )
-    assert weights(with_kl) == weights(with_cprd) == weights(without) == weights(weightless)
+    masked, _ = control(encoder_folder, dataset, labelled, objective=[{"name": "info_nce", "teacher_margin": 0.0}])
+    assert weights(with_kl) == weights(with_cprd) == weights(without) == weights(weightless) == weights(masked)
     assert {name for report in reports for name in report.losses} == {"loss", "info_nce"}
     assert weights(with_kl) != weights(fresh_student(encoder_folder))
     losses = [report.losses["loss"] for report in reports]
