@@ -108,9 +108,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repeats, one where a step takes seconds")
     parser.add_argument("--json", type=Path, help="write device, figures and ratios here")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; 1 where other work shares the machine")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these objectives alone")
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
     device = torch.device(options.device)
     batch = Batch(device)
@@ -118,7 +119,7 @@ def main() -> None:
     figures: dict[str, float] = {"load average at the start": os.getloadavg()[0]}
     ratios: dict[str, float] = {}
     if figures["load average at the start"] > 0.5:
-        print("this machine is busy with something else: two threads wait for each other, times and ratios suffer")
+        print("this machine is busy with something else: threads wait for each other, times and ratios suffer")
     print(f"{_device_name(device)}; [{QUERIES} queries, {CANDIDATES} candidates, {DIMENSIONS} dimensions]\n")
     print(f"{'objective':34}{'ms':>10}{'peak MiB':>12}")
     for name in names:
@@ -151,7 +152,7 @@ def timed(steps: Sequence[Callable[[], object]], device: torch.device, *, quick:
     As many repeats as fit. Of a single slow step a quick measurement takes the first run; two that are compared are
     never taken cold.
     """
-    budget, most = (2.0, 30) if quick else (8.0, 200)
+    budget, most = (0.7 * len(steps), 30) if quick else (8.0, 200)
     once = sum(_seconds(step, device) for step in steps)
     if quick and len(steps) == 1 and once > budget:
         return [[once]]

@@ -89,6 +89,7 @@ def gather_batch(
     relevant = _checked_relevance(document_embeddings, positive_document, relevant, document_keys, relevant_keys)
     if not _several_workers(group):
         return GatheredBatch(document_embeddings, positive_document, relevant, 0)
+    document_keys = document_keys.to(document_embeddings.device)
     counts = _counts(document_embeddings, group)
     offset = sum(counts[: dist.get_rank(group)])
     documents = _gather_padded(document_embeddings, counts, group)
@@ -187,6 +188,7 @@ def _everywhere(relevant: Tensor, own_keys: Tensor, relevant_keys: Tensor | None
     flags = torch.zeros((len(relevant), len(ordered)), dtype=torch.int32, device=relevant.device)
     flags.index_add_(1, torch.searchsorted(ordered, own_keys), relevant.int())
     if relevant_keys is not None:
+        relevant_keys = relevant_keys.to(ordered.device)
         place = torch.searchsorted(ordered, relevant_keys).clamp(max=len(ordered) - 1)
         flags.scatter_add_(1, place, (ordered[place] == relevant_keys).int())
     return flags[:, torch.searchsorted(ordered, all_keys)] > 0

@@ -75,14 +75,23 @@ def test_artifacts_download_and_the_student_loads(first_job: dict, stack: Stack,
     assert student.encode_query(["what is flu?"]).shape == (1, 32)
 
 
-def test_a_second_job_reuses_the_teacher_and_every_score(first_job: dict, client: GatewayClient) -> None:
-    """Another loss over the same data must cost no teacher call."""
+def test_another_loss_and_other_heads_cost_no_teacher_call(
+    first_job: dict, client: GatewayClient, stack: Stack
+) -> None:
+    """Teacher and scores are reused; objectives that want the batch's teacher matrix or the old student get them."""
+    from sentence_transformers import SentenceTransformer
+
     spec = miniature(
+        student={"heads": {"serve": "interpolated", "alpha": 0.3}},
         training={
-            "objective": [{"name": "cprd"}, {"name": "info_nce"}],
-            "queries_per_step": 8,
-            "candidates_per_query": 4,
-        }
+            "objective": [
+                {"name": "cprd", "max_valid": 2, "easy_negatives": True},
+                {"name": "info_nce", "teacher_margin": 0.5, "learn": ["temperature"]},
+                {"name": "mochi", "weight": 0.1},
+                {"name": "nspt", "weight": 0.1},
+            ],
+            "negatives": {"strategy": "simans"},
+        },
     )
     job = finished(client, client.submit(spec)["id"])
     assert job["status"] == "succeeded", job["error"]
@@ -91,6 +100,12 @@ def test_a_second_job_reuses_the_teacher_and_every_score(first_job: dict, client
     assert "teacher_pool.requested" not in types
     assert job["progress"]["pairs_scored"] == 0
     assert job["progress"]["pairs_reused"] == job["progress"]["pairs_total"] > 0
+    folder = stack.root / "jobs" / job["id"]
+    curve = [json.loads(line) for line in (folder / "work" / "learning_curve.jsonl").read_text().splitlines()]
+    assert {"loss.cprd", "loss.info_nce", "loss.mochi", "loss.nspt", "info_nce.temperature"} <= set(curve[-1])
+    assert curve[-1]["info_nce.temperature"] != curve[0]["info_nce.temperature"]
+    student = SentenceTransformer(str(folder / "artifacts" / "student"), device="cpu")
+    assert student.encode_query(["what is flu?"]).shape == (1, 64), "two heads of 32 in one vector"
 
 
 def test_run_and_the_service_give_the_same_student(
