@@ -16,10 +16,11 @@ from pipelines.corpus.dataset import load_dataset
 from pipelines.devices import resolve_device, use_threads
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.pretrained import quiet_loading
-from pipelines.rounds import loop_settings, training_queries
+from pipelines.rounds import training_queries
 from pipelines.spec import DistillationSpec, StudentSpec
 from pipelines.student.model import load_student
 from pipelines.training.label_only import train_label_only
+from pipelines.training.settings import loop_settings
 
 __all__ = ["ControlTask", "run_control"]
 

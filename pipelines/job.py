@@ -38,6 +38,7 @@ from pipelines.spec import DistillationSpec
 from pipelines.student.export import export_student
 from pipelines.student.model import load_student
 from pipelines.teacher.contract import ScoreContract
+from pipelines.training.student_step import require_fitting
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -64,6 +65,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
     student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
     seed_everything(spec.seed)  # a checkpoint without a pooler gets a new one: the same in every run
     student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
+    require_fitting(student, spec.training.objective)
     miner = job_miner(context, dataset)
     untrained = embed_corpus(student, dataset)
     test = HeldOut.of(context, dataset, miner, untrained)

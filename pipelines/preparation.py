@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipelines.candidates.miner import EmbeddedCorpus, Miner
+from pipelines.candidates.miner import EmbeddedCorpus, Miner, mine_once
 from pipelines.comparison import RUN_DEPTH, top_of_each
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_device, resolve_dtype
 from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model, weights_hash
-from pipelines.rounds import mine_once
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import load_student
 from pipelines.teacher.contract import ScoreContract, contract_of

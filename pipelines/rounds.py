@@ -12,7 +12,7 @@ import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.torch import load_file, save_file
 
-from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus
+from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus, mine_once
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
 from pipelines.errors import Cancelled, DataError, RankedListsError
 from pipelines.journal import Journal
-from pipelines.ranked.filling import chunk_count, fill_round
+from pipelines.ranked.filling import fill_round
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import StreamPosition, follow
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.scorer import PairScorer
-from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.batches import ListBatch, batches
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.loop import LoopSettings, StepReport, train
+from pipelines.training.loop import StepReport, train
+from pipelines.training.settings import loop_settings, positive_rule
 from pipelines.training.student_step import StudentStep, needs_previous_student
 
-__all__ = ["RoundInputs", "loop_settings", "mine_once", "run_rounds", "training_queries"]
+__all__ = ["RoundInputs", "run_rounds", "training_queries"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,54 +72,37 @@ def training_queries(spec: DistillationSpec, dataset: Dataset) -> list[str]:
     return [queries[i] for i in np.random.default_rng((spec.seed, 2)).permutation(len(queries))]
 
 
-def mine_once(path: Path, mine: Callable[[], pa.Table]) -> pa.Table:
-    """The table in `path`; mined and written (whole, by renaming) if it is not there yet."""
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".partial")
-        pq.write_table(mine(), scratch)
-        scratch.rename(path)
-    return pq.read_table(path)
-
-
-def loop_settings(spec: DistillationSpec, num_queries: int) -> LoopSettings:
-    """One round's optimisation settings: `epochs` passes over `num_queries`."""
-    training = spec.training
-    return LoopSettings(
-        total_steps=chunk_count(training.epochs * num_queries, training.queries_per_step),
-        learning_rate=training.learning_rate,
-        warmup_ratio=training.warmup_ratio,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        checkpoint_every_steps=training.checkpoint_every_steps,
-    )
-
-
 def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
-    """Train `student`, which comes as it was before the job, in place through all rounds of the spec."""
+    """Train `student`, which comes as it was before the job, in place through all rounds of the spec.
+
+    What the objective learns goes on from round to round, as the student does; optimizer and schedule start anew.
+    """
+    training = inputs.spec.training
     previous = None
-    if needs_previous_student(inputs.spec.training.objective):
+    if needs_previous_student(training.objective):
         previous = copy.deepcopy(student).eval().requires_grad_(False)
+    dtype = resolve_dtype(training.dtype, device_type=student.device.type)
+    step = StudentStep(student, training.objective, dtype=dtype, previous=previous)
     for number in range(inputs.spec.rounds):
         snapshot = inputs.work / "snapshots" / f"round-{number}.safetensors"
         if not snapshot.is_file():
-            _run_round(inputs, student, previous, number)
+            _run_round(inputs, step, number)
             snapshot.parent.mkdir(parents=True, exist_ok=True)
             scratch = snapshot.with_suffix(".partial")
-            save_file({name: value.contiguous().clone() for name, value in student.state_dict().items()}, scratch)
+            save_file({name: value.contiguous().clone() for name, value in step.state_dict().items()}, scratch)
             scratch.rename(snapshot)
             shutil.rmtree(inputs.work / "checkpoints" / f"round-{number}", ignore_errors=True)
-        student.load_state_dict(load_file(snapshot))
+        step.load_state_dict(load_file(snapshot))
 
 
-def _run_round(inputs: RoundInputs, student: DualEncoder, previous: DualEncoder | None, number: int) -> None:
+def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     spec, dataset = inputs.spec, inputs.dataset
     queries = training_queries(spec, dataset)
     split = spec.dataset.train_split if spec.training.use_labels else None
     judged = dataset.judged_rows(split) if split else {}
 
     def mine() -> pa.Table:
-        corpus = inputs.untrained if number == 0 else embed_corpus(student, dataset)
+        corpus = inputs.untrained if number == 0 else embed_corpus(step.student, dataset)
         return inputs.miner.mine(queries, corpus=corpus, judged=judged)
 
     candidates = mine_once(inputs.work / f"candidates-{number}.parquet", mine)
@@ -127,7 +110,7 @@ def _run_round(inputs: RoundInputs, student: DualEncoder, previous: DualEncoder 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring") as pool:
         scoring = pool.submit(_score, inputs, candidates, number, stop)
         try:
-            _train_student(inputs, student, previous, number, num_rows=len(candidates), scoring=scoring)
+            _train_student(inputs, step, number, num_rows=len(candidates), scoring=scoring)
         except BaseException:
             stop.set()
             raise
@@ -180,24 +163,12 @@ def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threadi
 
 
 def _train_student(
-    inputs: RoundInputs,
-    student: DualEncoder,
-    previous: DualEncoder | None,
-    number: int,
-    *,
-    num_rows: int,
-    scoring: "Future[None]",
+    inputs: RoundInputs, step: StudentStep, number: int, *, num_rows: int, scoring: "Future[None]"
 ) -> None:
     spec, training = inputs.spec, inputs.spec.training
     unlabelled = spec.dataset.unlabelled
-    rule = PositiveRule(
-        use_labels=training.use_labels,
-        teacher_top=unlabelled.positive == "teacher_top",
-        min_confidence=unlabelled.min_confidence,
-        per_query=training.positives_per_query,
-    )
+    rule = positive_rule(spec)
     seed_everything(spec.seed + number)
-    dtype = resolve_dtype(training.dtype, device_type=student.device.type)
     curve = inputs.work / "learning_curve.jsonl"
     positives: Counter[str] = Counter()
 
@@ -258,7 +229,6 @@ def _train_student(
         run_fingerprint=f"{inputs.job_id}/{number}/{settings_hash}",
         keep=training.keep_checkpoints,
     )
-    step = StudentStep(student, training.objective, dtype=dtype, previous=previous)
     point = train(
         step,
         step,

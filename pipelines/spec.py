@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import PipelineError
-from pipelines.objective_terms import MarginMSE
+from pipelines.objective_terms import AMCL, NSPT, MarginMSE
 from pipelines.spec_sections import (
     BM25Spec,
     CandidatesSpec,
@@ -87,12 +87,7 @@ class DistillationSpec(Section):
                 f"training.candidates_per_query: {width} is more than candidates.max_candidates "
                 f"({self.candidates.max_candidates})"
             )
-        for position, term in enumerate(self.training.objective):
-            if isinstance(term, MarginMSE) and term.weight > 0 and self.student.normalize and term.scale == 1:
-                problems.append(
-                    f"training.objective.{position}: margin_mse compares raw teacher margins (often 5 to 15) "
-                    "with cosines, whose margins never pass 2; set its scale, or student.normalize: false"
-                )
+        problems += _student_and_objective(self.student, self.training)
         from_lists = any(term.LEARNS_FROM == "lists" and term.weight > 0 for term in self.training.objective)
         some_unlabelled = self.dataset.unlabelled.use or not self.training.use_labels
         if some_unlabelled and self.dataset.unlabelled.positive == "none" and not from_lists:
@@ -111,6 +106,38 @@ class DistillationSpec(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+def _student_and_objective(student: StudentSpec, training: TrainingSpec) -> list[str]:
+    """Terms that this student cannot learn from, and heads that no term would train."""
+    problems: list[str] = []
+    weighed = [(place, term) for place, term in enumerate(training.objective) if term.weight > 0]
+    for place, term in weighed:
+        path = f"training.objective.{place}"
+        if isinstance(term, MarginMSE) and student.normalize and term.scale <= 1:
+            problems.append(
+                f"{path}: margin_mse compares raw teacher margins (often 5 to 15) with cosines, whose margins never "
+                f"pass 2; its scale is {term.scale:g}: set it to the margins over 2, or student.normalize: false"
+            )
+        if isinstance(term, NSPT) and (student.heads or student.num_layers):
+            problems.append(
+                f"{path}: nspt keeps the student compatible with the index its own checkpoint built, and "
+                f"student.{'heads' if student.heads else 'num_layers'} makes another student of that checkpoint"
+            )
+        if isinstance(term, AMCL) and student.matryoshka:
+            problems.append(
+                f"{path}: amcl cuts a vector into heads, and the heads of a prefix (student.matryoshka) are other ones"
+            )
+    if student.heads:
+        seen = {term.VIEW for _, term in weighed}
+        served = {"contrastive"} if student.heads.serve == "contrastive" else {"contrastive", "distillation"}
+        for head in sorted(served - seen):
+            what = "a term over positives (info_nce)" if head == "contrastive" else "a term of the teacher (list_kl)"
+            problems.append(
+                f"training.objective: the {head} head is served (student.heads.serve: {student.heads.serve}), and no "
+                f"term with a weight trains it; add {what}"
+            )
+    return problems
 
 
 def parse_spec(data: Any) -> DistillationSpec:
@@ -133,7 +160,7 @@ def _problems(error: ValidationError, data: Any) -> list[tuple[str, str]]:
             for message in str(item["ctx"]["error"]).splitlines():
                 field, _, detail = message.partition(": ")
                 known = detail and " " not in field
-                found.append((field, detail) if known else (path or "spec", message))
+                found.append((f"{path}.{field}".lstrip("."), detail) if known else (path or "spec", message))
             continue
         detail = item["msg"]
         if item["type"] == "extra_forbidden":

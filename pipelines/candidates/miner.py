@@ -5,12 +5,14 @@ by far the dearest part of mining, so it is a value of its own (`EmbeddedCorpus`
 state and share between mining and evaluation.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.candidates.bm25 import BM25Index
 from pipelines.candidates.dense import top_k_inner_product
@@ -19,7 +21,7 @@ from pipelines.corpus.dataset import Dataset
 from pipelines.spec import CandidatesSpec
 from pipelines.student.model import DualEncoder
 
-__all__ = ["EmbeddedCorpus", "Miner", "embed_corpus"]
+__all__ = ["EmbeddedCorpus", "Miner", "embed_corpus", "mine_once"]
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,13 @@ class Miner:
             dense=dense,
             max_candidates=depth or self._spec.max_candidates,
         )
+
+
+def mine_once(path: Path, mine: Callable[[], pa.Table]) -> pa.Table:
+    """The table in `path`; mined and written (whole, by renaming) if it is not there yet."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".partial")
+        pq.write_table(mine(), scratch)
+        scratch.rename(path)
+    return pq.read_table(path)

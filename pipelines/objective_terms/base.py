@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["LearnsFrom", "NonNegative", "Positive", "PositiveCount", "Probability", "Temperature", "Term"]
+__all__ = ["LearnsFrom", "NonNegative", "Positive", "PositiveCount", "Probability", "Temperature", "Term", "View"]
 
 Temperature = Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -13,6 +13,7 @@ NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveCount = Annotated[int, Field(ge=1)]
 LearnsFrom = Literal["lists", "positives"]
+View = Literal["contrastive", "distillation", "served"]
 
 
 class Term(BaseModel):
@@ -22,6 +23,8 @@ class Term(BaseModel):
 
     LEARNS_FROM: ClassVar[LearnsFrom] = "positives"
     """`lists` when a ranked list without any positive teaches it something."""
+    VIEW: ClassVar[View] = "contrastive"
+    """Which vectors of a student with dual heads it sees: a head's, or those that are searched."""
     LEARNABLE: ClassVar[Mapping[str, Literal["positive", "real"]]] = {}
     """Parameters that may be trained with the student, and whether they stay positive."""
 

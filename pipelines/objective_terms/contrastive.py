@@ -67,7 +67,7 @@ class DCL(Term):
 
     name: Literal["dcl"]
     temperature: Temperature = 0.1
-    same_view_negatives: bool = True
+    same_view_negatives: bool = False
     symmetric: bool = False
 
 
@@ -77,7 +77,7 @@ class DCLW(Term):
     name: Literal["dclw"]
     temperature: Temperature = 0.1
     sigma: Temperature = 0.5
-    same_view_negatives: bool = True
+    same_view_negatives: bool = False
     symmetric: bool = False
     detach_weight: bool = False
 

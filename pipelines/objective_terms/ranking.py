@@ -10,6 +10,7 @@ from pipelines.objective_terms.base import (
     Probability,
     Temperature,
     Term,
+    View,
 )
 
 __all__ = ["ADRMSE", "CPRD", "ApproxNDCG", "LambdaLoss", "ListMLE", "PListMLE", "RankNet"]
@@ -18,6 +19,7 @@ __all__ = ["ADRMSE", "CPRD", "ApproxNDCG", "LambdaLoss", "ListMLE", "PListMLE", 
 class CPRD(Term):
     """Contrastive partial ranking distillation: the teacher's order of the hard negatives (arXiv 2407.07479)."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["cprd"]
@@ -33,6 +35,7 @@ class CPRD(Term):
 class RankNet(Term):
     """Logistic loss on the pairs that the teacher orders."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["ranknet"]
@@ -47,6 +50,7 @@ class RankNet(Term):
 class ListMLE(Term):
     """Likelihood of the teacher's whole order under the student."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["list_mle"]
@@ -56,6 +60,7 @@ class ListMLE(Term):
 class PListMLE(Term):
     """ListMLE whose early places weigh most."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["p_list_mle"]
@@ -66,13 +71,13 @@ class PListMLE(Term):
 class LambdaLoss(Term):
     """Logistic loss on pairs, weighted by their effect on nDCG."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["lambda_loss"]
     temperature: Temperature = 0.05
     weighting: Literal["lambda_rank", "ndcg_loss1", "ndcg_loss2", "ndcg_loss2pp", "none"] = "ndcg_loss2pp"
     mu: NonNegative = 10.0
-    grades: Literal["teacher_rank", "as_given"] = "teacher_rank"
     top_k: PositiveCount | None = None
     top_k_pairs: Literal["either", "both"] = "either"
     log_base: Literal["natural", "binary"] = "binary"
@@ -84,6 +89,7 @@ class LambdaLoss(Term):
 class ADRMSE(Term):
     """Discounted squared error of soft ranks (arXiv 2405.07920)."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["adr_mse"]
@@ -93,8 +99,8 @@ class ADRMSE(Term):
 class ApproxNDCG(Term):
     """One minus nDCG with soft ranks."""
 
+    VIEW: ClassVar[View] = "distillation"
     LEARNS_FROM: ClassVar[LearnsFrom] = "lists"
 
     name: Literal["approx_ndcg"]
     temperature: Temperature = 0.05
-    grades: Literal["teacher_rank", "as_given"] = "teacher_rank"

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.objective_terms.base import NonNegative, Positive, PositiveCount, Probability, Temperature, Term
+from pipelines.objective_terms.base import NonNegative, Positive, PositiveCount, Probability, Temperature, Term, View
 
 __all__ = ["AMCL", "CWCL", "NSPT", "UNPG", "Metrix", "MoCHi", "UniformityAlignment"]
 
@@ -15,8 +15,12 @@ Slope = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
 class CWCL(Term):
     """Continuously weighted contrast: the teacher's probabilities are in-batch soft labels (arXiv 2309.14580)."""
 
+    VIEW: ClassVar[View] = "distillation"
+
     name: Literal["cwcl"]
     temperature: Temperature = 0.05
+    teacher_temperature: Temperature = 1.0
+    weighting: Literal["sigmoid", "softmax"] = "sigmoid"
     weight_exponent: Positive = 1.0
 
 
@@ -40,6 +44,7 @@ class MoCHi(Term):
     query_mixtures: Annotated[int, Field(ge=0)] = 4
     max_query_share: Probability = 0.5
     teacher_margin: NonNegative | None = 0.0
+    teacher_threshold: Probability | None = 0.5
 
 
 class Metrix(Term):
@@ -52,6 +57,7 @@ class Metrix(Term):
     concentration: Positive = 2.0
     draws: Literal["batch", "pair"] = "batch"
     teacher_margin: NonNegative | None = 0.0
+    teacher_threshold: Probability | None = 0.5
 
 
 class UNPG(Term):
@@ -73,13 +79,15 @@ class AMCL(Term):
 
     name: Literal["amcl"]
     heads: PositiveCount = 4
-    temperature: Temperature = 0.05
+    temperature: Temperature = 0.2
     temperature_slope: Slope = 0.0
     temperature_weight: NonNegative = 0.0
 
 
 class NSPT(Term):
     """Positives from the previous student, negatives from this one (COCONUT, arXiv 2310.02699)."""
+
+    VIEW: ClassVar[View] = "served"
 
     name: Literal["nspt"]
     temperature: Temperature = 0.05

@@ -8,8 +8,8 @@ A product of the heads' posteriors is a sum inside one softmax. A pair's tempera
 unsure about a pair say little about it. Here heads are equal slices of one embedding, each divided by its own length,
 and the temperature is predicted from the pair's similarity; `temperature` and `temperature_slope` are one number or one
 per head, and may be learned with the student. The sum over heads multiplies the logits, so that heads at 0.05 are as
-sharp as one head at 0.05 / heads: write 0.05 heads for the sharpness of a single cosine at 0.05. The regulariser keeps
-tau from growing where it is learned; constants need none.
+sharp as one cosine at 0.05 / heads. The default, 0.2 with 4 heads, is as sharp as a single cosine at 0.05; with other
+heads write 0.05 heads for that. The regulariser keeps tau from growing where it is learned; constants need none.
 
 Source: arXiv 2310.05615 (ECCV 2024), idea from a secondary source: the paper's text, how it predicts temperatures and
 its regulariser could not be read, no official code was found. Slices as heads and the slope are dualdistill's readings.
@@ -46,7 +46,7 @@ def amcl_loss(
     *,
     relevant: Tensor | None = None,
     heads: int = 4,
-    temperature: float | Tensor = 0.05,
+    temperature: float | Tensor = 0.2,
     temperature_slope: float | Tensor = 0.0,
     temperature_weight: float = 0.0,
 ) -> Tensor:
@@ -59,8 +59,8 @@ def amcl_loss(
         relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only
             its positive.
         heads: into how many equal slices an embedding is cut; divides the dimensions.
-        temperature: divides similarities at similarity 0; a number, or a tensor [] or [heads], with gradient
-            if learned.
+        temperature: divides each head's similarities, at similarity 0; all `heads` are summed, so that one cosine of
+            the same sharpness has temperature / heads. A number, or a tensor [] or [heads], with gradient if learned.
         temperature_slope: how the logarithm of a pair's temperature grows with its similarity, within +-10; a number,
             or a tensor [] or [heads], with gradient if learned.
         temperature_weight: of the mean logarithm of the temperatures.

@@ -1,6 +1,6 @@
 """Binary KL: each pair by itself, the student's probability of relevance should be the teacher's.
 
-    S = s / temperature      T = t / teacher_temperature      Bern(x) a coin with the probability sigmoid(x)
+    S = s / temperature + bias      T = t / teacher_temperature      Bern(x) a coin with the probability sigmoid(x)
     binary_kl:       L = mean_i sum_j KL( Bern(T_ij) || Bern(S_ij) )
     binary_kl_norm:  L = mean_i sum_j KL( Bern(0) || Bern(S_ij - T_ij) )
 
@@ -15,8 +15,9 @@ probabilities to [1e-8, 1 - 1e-8] (`probability_clamp`, which also stops the gra
 where everything is computed from logarithms.
 
 Use when: the teacher was trained with a binary loss and its logits are calibrated, and scores must mean the same for
-every query (thresholds, fused result lists). On a head of its own, as in the paper, or on a student whose scores are
-not bound to cosines; beside a list objective, at a small weight.
+every query (thresholds, fused result lists); beside a list objective, at a small weight. Write
+`learn: [temperature, bias]`: most pairs are irrelevant, their logits far below 0, and the cosines of a normalising
+student, whichever head they come from, have neither that level nor that range of their own.
 
 Reported: no number of the paper could be read.
 
@@ -41,8 +42,9 @@ def binary_kl_loss(
     teacher_scores: Tensor,
     mask: Tensor | None = None,
     *,
-    temperature: float = 0.05,
+    temperature: float | Tensor = 0.05,
     teacher_temperature: float = 1.0,
+    bias: float | Tensor = 0.0,
     scale_by_temperature_squared: bool = False,
     probability_clamp: float | None = None,
 ) -> Tensor:
@@ -52,9 +54,11 @@ def binary_kl_loss(
         student_scores: [queries, candidates], similarities of the student before the temperature.
         teacher_scores: [queries, candidates], raw teacher logits; never receives a gradient.
         mask: [queries, candidates] bool, True = real candidate; None = all.
-        temperature: divides student scores.
+        temperature: divides student scores; a 0-dim tensor receives a gradient.
         teacher_temperature: divides teacher scores.
-        scale_by_temperature_squared: multiply by `temperature` squared, as the official code does.
+        bias: added to the student's logits; a 0-dim tensor receives a gradient.
+        scale_by_temperature_squared: multiply by `temperature` squared, as the official code does; a constant, even if
+            the temperature is learned.
         probability_clamp: keep all probabilities this far from 0 and 1 (official code: 1e-8); beyond it the student
             receives no gradient. None: exact.
 
@@ -66,12 +70,12 @@ def binary_kl_loss(
             parameter.
     """
     student, teacher, lists = _logits(
-        "binary_kl", student_scores, teacher_scores, mask, temperature, teacher_temperature, probability_clamp
+        "binary_kl", student_scores, teacher_scores, mask, temperature, teacher_temperature, bias, probability_clamp
     )
     teacher_yes, teacher_no = _log_probabilities(teacher, probability_clamp)
     student_yes, student_no = _log_probabilities(student, probability_clamp)
     terms = teacher_yes.exp() * (teacher_yes - student_yes) + teacher_no.exp() * (teacher_no - student_no)
-    return _mean_over_queries(terms, lists, temperature if scale_by_temperature_squared else 1.0)
+    return _mean_over_queries(terms, lists, _factor(temperature, scaled=scale_by_temperature_squared))
 
 
 def binary_kl_norm_loss(
@@ -79,8 +83,9 @@ def binary_kl_norm_loss(
     teacher_scores: Tensor,
     mask: Tensor | None = None,
     *,
-    temperature: float = 0.05,
+    temperature: float | Tensor = 0.05,
     teacher_temperature: float = 1.0,
+    bias: float | Tensor = 0.0,
     scale_by_temperature_squared: bool = False,
     probability_clamp: float | None = None,
 ) -> Tensor:
@@ -90,9 +95,11 @@ def binary_kl_norm_loss(
         student_scores: [queries, candidates], similarities of the student before the temperature.
         teacher_scores: [queries, candidates], raw teacher logits; never receives a gradient.
         mask: [queries, candidates] bool, True = real candidate; None = all.
-        temperature: divides student scores.
+        temperature: divides student scores; a 0-dim tensor receives a gradient.
         teacher_temperature: divides teacher scores.
-        scale_by_temperature_squared: multiply by `temperature` squared, as the official code does.
+        bias: added to the student's logits; a 0-dim tensor receives a gradient.
+        scale_by_temperature_squared: multiply by `temperature` squared, as the official code does; a constant, even if
+            the temperature is learned.
         probability_clamp: keep the coin's probability this far from 0 and 1 (official code: 1e-8). None: exact.
 
     Returns:
@@ -103,11 +110,18 @@ def binary_kl_norm_loss(
             parameter.
     """
     student, teacher, lists = _logits(
-        "binary_kl_norm", student_scores, teacher_scores, mask, temperature, teacher_temperature, probability_clamp
+        "binary_kl_norm",
+        student_scores,
+        teacher_scores,
+        mask,
+        temperature,
+        teacher_temperature,
+        bias,
+        probability_clamp,
     )
     yes, no = _log_probabilities(student - teacher, probability_clamp)
     half = functional.logsigmoid(torch.zeros((), dtype=yes.dtype, device=yes.device))  # rounds as `yes` does at 0
-    return _mean_over_queries(half - (yes + no) / 2, lists, temperature if scale_by_temperature_squared else 1.0)
+    return _mean_over_queries(half - (yes + no) / 2, lists, _factor(temperature, scaled=scale_by_temperature_squared))
 
 
 def _logits(
@@ -115,8 +129,9 @@ def _logits(
     student_scores: Tensor,
     teacher_scores: Tensor,
     mask: Tensor | None,
-    temperature: float,
+    temperature: float | Tensor,
     teacher_temperature: float,
+    bias: float | Tensor,
     clamp: float | None,
 ) -> tuple[Tensor, Tensor, ScoreLists]:
     lists = score_lists(objective, student_scores, teacher_scores, mask, min_width=2)
@@ -124,7 +139,9 @@ def _logits(
     require_positive_number(objective, "teacher_temperature", teacher_temperature)
     if clamp is not None and not 0 < clamp < 0.5:
         raise ObjectiveError(f"{objective}: probability_clamp must be between 0 and 0.5, got {clamp}")
-    return lists.student / temperature, lists.teacher.to(lists.student.dtype) / teacher_temperature, lists
+    if not abs(float(bias.detach()) if isinstance(bias, Tensor) else bias) < float("inf"):
+        raise ObjectiveError(f"{objective}: bias must be a finite number, got {bias}")
+    return lists.student / temperature + bias, lists.teacher.to(lists.student.dtype) / teacher_temperature, lists
 
 
 def _log_probabilities(logits: Tensor, clamp: float | None) -> tuple[Tensor, Tensor]:
@@ -136,7 +153,14 @@ def _log_probabilities(logits: Tensor, clamp: float | None) -> tuple[Tensor, Ten
     return yes.clamp(low, high), no.clamp(low, high)
 
 
+def _factor(temperature: float | Tensor, *, scaled: bool) -> float:
+    """The temperature squared, where wanted; without gradient, or a learned one would fall to shrink the loss."""
+    if not scaled:
+        return 1.0
+    return float(temperature.detach() if isinstance(temperature, Tensor) else temperature) ** 2
+
+
 def _mean_over_queries(terms: Tensor, lists: ScoreLists, factor: float) -> Tensor:
     counted = lists.mask & (lists.mask.sum(dim=1, keepdim=True) > 1)
     total = torch.where(counted, terms, 0).sum()
-    return total * factor**2 / lists.num_lists
+    return total * factor / lists.num_lists

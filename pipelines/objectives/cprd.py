@@ -16,7 +16,9 @@ Source: arXiv 2407.07479 (CVPR 2024), through a secondary source that quotes the
 paper's text could not be read and no official code is known.
 
 Use when: the teacher is saturated or on another scale than the student, so that its values transfer badly but its
-order is right; beside `info_nce`, which places the positive. It is the main distillation method here.
+order is right; beside `info_nce`, which places the positive. Without `max_valid`, `valid_margin` or `valid_threshold`
+nothing cuts the list and it is ListMLE over all that was mined: give one when lists are long and reach into easy
+negatives. The default reduction is a mean over ranked positions; the paper's is `sum`.
 
 Reported: image-text similarity on Crisscrossed Captions (Spearman against humans) 61.8 for a dual encoder, 65.1 after
 COCO fine-tuning, its teacher 67.3 and 69.4; said to beat other distillation methods on COCO and Flickr30K, whose
@@ -34,7 +36,14 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ObjectiveError
-from pipelines.objectives.checks import require_bool_like, require_indices, require_positive_number, score_lists
+from pipelines.objectives.checks import (
+    require_bool_like,
+    require_finite,
+    require_indices,
+    require_positive_number,
+    score_lists,
+)
+from pipelines.objectives.embedding_batch import similarities
 from pipelines.objectives.masked import teacher_order, zero_probability_logit
 
 __all__ = ["cprd_loss"]
@@ -54,7 +63,8 @@ def cprd_loss(
     batch_teacher_scores: Tensor | None = None,
     scored: Tensor | None = None,
     relevant: Tensor | None = None,
-    queue_scores: Tensor | None = None,
+    query_embeddings: Tensor | None = None,
+    queue_embeddings: Tensor | None = None,
     temperature: float = 0.05,
     valid_threshold: float | None = None,
     valid_margin: float | None = None,
@@ -81,12 +91,14 @@ def cprd_loss(
         batch_teacher_scores: [queries, documents], raw teacher logits; for `directions: both`.
         scored: [queries, documents] bool, pairs the teacher scored: easy negatives and reverse lists follow it.
         relevant: [queries, documents] bool, pairs that are no negatives.
-        queue_scores: [queries, queue], similarities with a momentum queue's embeddings, which the caller detached:
-            negatives of every query, gradient for the query side only. No step of a job offers it.
+        query_embeddings: [queries, dimensions], for the queue only.
+        queue_embeddings: [queue, dimensions], a momentum queue of documents: constants and negatives of every query (not
+            of the reverse direction's documents). No step of a job offers it.
         temperature: divides student scores.
         valid_threshold: valid when sigmoid(teacher score) is above it: the teacher's probability that the
             candidate is relevant, if it was trained with a binary loss.
-        valid_margin: valid when the teacher puts the candidate less than this many logits below the positive.
+        valid_margin: valid when the teacher puts the candidate less than this many logits below the positive (in the
+            reverse direction: the best query known to be relevant), or below its best where there is none.
         max_valid: only the teacher's first `max_valid` candidates are valid.
         directions: `both` adds the lists of queries that documents of the batch rank (image-text).
         easy_negatives: put the batch's other documents into every denominator.
@@ -122,8 +134,8 @@ def cprd_loss(
     easy: list[Tensor] = []
     if batch is not None and easy_negatives:
         easy.append(_logits(batch.student, ~(batch.scored | batch.relevant), temperature))
-    if queue_scores is not None:
-        easy.append(queue_scores.to(lists.student.dtype) / temperature)
+    if queue_embeddings is not None:
+        easy.append(_queue_scores(query_embeddings, queue_embeddings, lists.student) / temperature)
     reference = _margin_reference(lists.teacher, lists.mask, positive)
     loss = _ranked(lists.student, lists.teacher, listed, lists.mask, given, reference, easy, rules)
     if batch is None or directions == "query_to_document":
@@ -132,7 +144,8 @@ def cprd_loss(
     listed = (batch.scored & ~batch.relevant).T
     student, teacher = batch.student.T, batch.teacher.T
     easy = [_logits(student, ~(batch.scored | batch.relevant).T, temperature)] if easy_negatives else []
-    reference = _margin_reference(teacher, listed, None)
+    known = (batch.scored & batch.relevant).T
+    reference = _best(teacher, torch.where(known.any(dim=1, keepdim=True), known, listed))
     return loss + _ranked(student, teacher, listed, listed, torch.ones_like(listed), reference, easy, rules)
 
 
@@ -201,6 +214,7 @@ def _ranked(
         pushed_down = torch.cat(easy, dim=1)
         log_tail = torch.logaddexp(log_tail, pushed_down.logsumexp(dim=1, keepdim=True))
         contested = contested | (pushed_down > zero_probability_logit(logits.dtype)).any(dim=1, keepdim=True)
+    in_prefix = in_prefix & contested.any(dim=1, keepdim=True)  # a list of one ranks nothing and counts for nothing
     total = torch.where(in_prefix & contested, log_tail - logits, 0).sum()
     match rules.reduction:
         case "mean_over_terms":
@@ -230,10 +244,27 @@ def _validity(teacher: Tensor, reference: Tensor, rules: _Rules) -> Tensor:
 
 def _margin_reference(teacher: Tensor, listed: Tensor, positive: Tensor | None) -> Tensor:
     """[rows, 1]: the teacher's score of the positive, or of its best candidate where there is none."""
-    best = teacher.masked_fill(~listed, -torch.inf).amax(dim=1, keepdim=True)
+    best = _best(teacher, listed)
     if positive is None:
         return best
     return torch.where(positive.unsqueeze(1) >= 0, teacher.gather(1, positive.clamp(min=0).unsqueeze(1)), best)
+
+
+def _best(teacher: Tensor, among: Tensor) -> Tensor:
+    return teacher.masked_fill(~among, -torch.inf).amax(dim=1, keepdim=True)
+
+
+def _queue_scores(queries: Tensor | None, queue: Tensor, student: Tensor) -> Tensor:
+    if queries is None:
+        raise ObjectiveError("cprd: queue_embeddings need query_embeddings")
+    if queries.ndim != 2 or queue.ndim != 2 or queries.shape != (len(student), queue.shape[1]) or not len(queue):
+        raise ObjectiveError(
+            f"cprd: query_embeddings {tuple(queries.shape)} and queue_embeddings {tuple(queue.shape)} must be "
+            f"[{len(student)} queries, dimensions] and [queue, dimensions]"
+        )
+    require_finite("cprd", "query_embeddings", queries)
+    require_finite("cprd", "queue_embeddings", queue)
+    return similarities(queries.to(student.dtype), queue.detach().to(student.dtype))
 
 
 def _logit(probability: float) -> float:

@@ -1,6 +1,7 @@
 """CWCL, continuously weighted contrastive loss: every document of the batch is a positive, as much as its weight says.
 
-    w_ij = sigmoid(t_ij) where the teacher scored the pair, 1 for documents known to be relevant, 0 elsewhere
+    w_ij = sigmoid(t_ij / teacher_temperature) where the teacher scored the pair
+           1 for documents known to be relevant, 0 elsewhere
     L_cw = mean_i  - sum_j w_ij log softmax_j(q_i.d_j / temperature) / sum_j w_ij
     L_in = mean_i  - log( exp(q_i.d+_i / temperature) / sum_k exp(q_k.d+_i / temperature) )
     L    = L_cw + L_in
@@ -8,9 +9,15 @@
 InfoNCE with soft targets: a pair that is half relevant is pulled half as much instead of being pushed away. The weights
 are constants, normalised within each row. The other direction, document to query, is plain InfoNCE over the positives:
 L_in ranks, for each positive document, its query among the batch's queries that have a positive (other queries to which
-the document is relevant are left out). In the paper w_ij = 1/2 + e_i.e_j / 2 for unit embeddings e of a frozen model
-(`similarity_weights`); a cross-encoder's probabilities are a sharper source and the one that a job has. Weights near
-1/2 for unrelated pairs flatten the target, which `weight_exponent` (dualdistill's addition) undoes: w_ij to that power.
+the document is relevant, or that have the query's text, are left out). In the paper w_ij = 1/2 + e_i.e_j / 2 for unit
+embeddings e of a frozen model (`similarity_weights`); a cross-encoder's probabilities are a sharper source and the one
+that a job has. Weights near 1/2 for unrelated pairs flatten the target, which `weight_exponent` (dualdistill's
+addition) undoes: w_ij to that power.
+
+Forms: the sigmoid of a logit is a probability if the teacher was trained with a binary loss. One that was trained
+listwise, as this project's own `teacher.train` does, has no zero: add any number to a query's logits and it is the same
+teacher, but other weights. For it `weighting: softmax` takes w_ij from the softmax of t_i / teacher_temperature over
+the query's scored list, which no such number changes.
 
 Source: arXiv 2309.14580 (NeurIPS 2023). The formula is from general knowledge and agrees with two re-implementations;
 the paper's text could not be read and no official code was found.
@@ -24,6 +31,8 @@ Edges: a query without a positive takes no part in either direction; a batch of 
 single query L_in is 0. Teacher scores that are not `scored` have no influence, NaN included.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -31,7 +40,7 @@ from torch.nn import functional
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.checks import require_finite, require_positive_number
 from pipelines.objectives.embedding_batch import EmbeddingBatch, embedding_batch, similarities
-from pipelines.objectives.masked import zero_probability_logit
+from pipelines.objectives.masked import masked_log_softmax, zero_probability_logit
 from pipelines.objectives.safe_negatives import scored_by_teacher
 
 __all__ = ["cwcl_loss", "in_batch_query_loss", "similarity_weights", "weighted_contrast"]
@@ -45,8 +54,11 @@ def cwcl_loss(
     batch_teacher_scores: Tensor,
     scored: Tensor,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     weights: Tensor | None = None,
     temperature: float = 0.05,
+    teacher_temperature: float = 1.0,
+    weighting: Literal["sigmoid", "softmax"] = "sigmoid",
     weight_exponent: float = 1.0,
 ) -> Tensor:
     """Sum of the weighted query-to-document and the plain document-to-query term.
@@ -59,9 +71,13 @@ def cwcl_loss(
         scored: [queries, documents] bool, pairs the teacher scored.
         relevant: [queries, documents] bool, documents known to be relevant: weight 1, and no negatives in the other
             direction; None = only the positive.
+        same_query: [queries, queries] bool, queries of equal text: they share what is relevant, so that they are no
+            negatives of each other; None = all texts differ.
         weights: [queries, documents] >= 0, replaces the weights that follow from the teacher and `relevant`; constants.
             Library only: no step of a job offers it.
         temperature: divides the dot products.
+        teacher_temperature: divides teacher scores.
+        weighting: what a scored pair weighs, `sigmoid` of its logit or its share in the `softmax` of its list.
         weight_exponent: power of the weights before each row is normalised.
 
     Returns:
@@ -71,12 +87,17 @@ def cwcl_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings or teacher
             scores, a positive out of range, negative weights or a row of zeros, an impossible parameter.
     """
-    batch = embedding_batch("cwcl", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("cwcl", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("cwcl", "temperature", temperature)
+    require_positive_number("cwcl", "teacher_temperature", teacher_temperature)
     require_positive_number("cwcl", "weight_exponent", weight_exponent)
+    if weighting not in ("sigmoid", "softmax"):
+        raise ObjectiveError(f"cwcl: unknown weighting {weighting!r}")
     teacher, scored = scored_by_teacher("cwcl", batch, batch_teacher_scores, scored)
     if weights is None:
-        weights = torch.where(scored, teacher.sigmoid(), 0).masked_fill(batch.relevant, 1)
+        teacher = teacher / teacher_temperature
+        share = teacher.sigmoid() if weighting == "sigmoid" else masked_log_softmax(teacher, scored).exp()
+        weights = torch.where(scored, share, 0).masked_fill(batch.relevant, 1)
     else:
         weights = _given_weights(weights, batch)
     logits = similarities(batch.queries, batch.documents) / temperature

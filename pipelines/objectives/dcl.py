@@ -3,14 +3,17 @@
     dcl:   L = mean over queries i with a positive of  - q_i.d_i+ / T + log sum over negatives n of exp(q_i.n / T)
     dclw:  the first term times  w_i = 2 - Q * softmax over those Q queries of (q_i.d_i+ / sigma)
 
-The negatives are the documents that are not relevant to the query and, with `same_view_negatives`, the other queries
-(for images: the other augmented views; switch it off where only documents should be negatives). InfoNCE's gradient
-shrinks once the positive wins its softmax, in small batches at once; without the positive in the denominator it does
-not. `symmetric` adds the same loss with documents as anchors: d_i+ against other queries and, same view, documents.
+The negatives are the documents that are not relevant to the query and, with `same_view_negatives`, the other queries.
+InfoNCE's gradient shrinks once the positive wins its softmax, in small batches at once; without the positive in the
+denominator it does not. `symmetric` adds the same loss with documents as anchors: d_i+ against other queries and, same
+view, documents.
 
-Forms: the paper removes the positive. The code compared with adds log(1e-45) to its logit instead, a leak of e^-103
-that is far below the tolerances at any temperature used. That code lets the gradient through w_i; `detach_weight` stops
-it. Queries that share the positive are no negatives of each other here; the paper has no such queries.
+Forms: the paper's is SimCLR's, two augmented views of one image: the other images of either view are negatives and both
+views are anchors, `same_view_negatives` and `symmetric`. Both are off by default: a query is searched for among
+documents, never among queries. The paper removes the positive. The code compared with adds log(1e-45) to its logit
+instead, a leak of e^-103 that is far below the tolerances at any temperature used. That code lets the gradient through
+w_i; `detach_weight` stops it. Queries that share the positive or the text are no negatives of each other here; the
+paper has no such queries.
 
 Source: arXiv 2110.06848; compared with a community implementation (raminnakhli/Decoupled-Contrastive-Learning), the
 authors' code was not found. `symmetric` is the paper's sum over both views.
@@ -43,8 +46,9 @@ def dcl_loss(
     positive_document: Tensor,
     *,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     temperature: float = 0.1,
-    same_view_negatives: bool = True,
+    same_view_negatives: bool = False,
     symmetric: bool = False,
 ) -> Tensor:
     """Negatives' log-sum-exp minus the positive's logit, averaged over the queries that have a positive.
@@ -55,9 +59,12 @@ def dcl_loss(
         positive_document: [queries] int64, row of each query's positive; -1 = none, skip it.
         relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only its
             positive.
+        same_query: [queries, queries] bool, queries of equal text: they share what is relevant, so that they are no
+            negatives of each other; None = all texts differ.
         temperature: divides the dot products.
-        same_view_negatives: other queries are negatives of a query, and other documents of a document.
-        symmetric: add the loss with the positives as anchors.
+        same_view_negatives: other queries are negatives of a query, and with `symmetric` other documents of a document:
+            the paper's form, as in SimCLR.
+        symmetric: add the loss with the positives as anchors, the paper's form as well.
 
     Returns:
         Scalar.
@@ -66,7 +73,7 @@ def dcl_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive out
             of range, an impossible parameter.
     """
-    batch = embedding_batch("dcl", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("dcl", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("dcl", "temperature", temperature)
     positive_logits = _positive_similarity(batch) / temperature
     return _decoupled(batch, positive_logits, temperature, same_view_negatives, symmetric)
@@ -78,9 +85,10 @@ def dclw_loss(
     positive_document: Tensor,
     *,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     temperature: float = 0.1,
     sigma: float = 0.5,
-    same_view_negatives: bool = True,
+    same_view_negatives: bool = False,
     symmetric: bool = False,
     detach_weight: bool = False,
 ) -> Tensor:
@@ -92,10 +100,13 @@ def dclw_loss(
         positive_document: [queries] int64, row of each query's positive; -1 = none, skip it.
         relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only its
             positive.
+        same_query: [queries, queries] bool, queries of equal text: they share what is relevant, so that they are no
+            negatives of each other; None = all texts differ.
         temperature: divides the dot products.
         sigma: divides the positives' dot products in the weights.
-        same_view_negatives: other queries are negatives of a query, and other documents of a document.
-        symmetric: add the loss with the positives as anchors.
+        same_view_negatives: other queries are negatives of a query, and with `symmetric` other documents of a document:
+            the paper's form, as in SimCLR.
+        symmetric: add the loss with the positives as anchors, the paper's form as well.
         detach_weight: treat the weights as constants.
 
     Returns:
@@ -105,7 +116,7 @@ def dclw_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive out
             of range, an impossible parameter.
     """
-    batch = embedding_batch("dclw", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("dclw", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("dclw", "temperature", temperature)
     require_positive_number("dclw", "sigma", sigma)
     similarity = _positive_similarity(batch)

@@ -23,7 +23,8 @@ class EmbeddingBatch:
         queries: [queries, dimensions] in the working dtype.
         documents: [documents, dimensions] in the working dtype.
         positive: [queries] int64, row of each query's positive in `documents`, -1 = none.
-        relevant: [queries, documents] bool, documents that are no negatives of the query, its positive included.
+        relevant: [queries, documents] bool, documents that are no negatives of the query: its positive included, and
+            what is relevant to another query of the same text.
     """
 
     queries: Tensor
@@ -53,6 +54,7 @@ def embedding_batch(
     document_embeddings: Tensor,
     positive_document: Tensor,
     relevant: Tensor | None,
+    same_query: Tensor | None = None,
 ) -> EmbeddingBatch:
     """Check and complete the inputs that all contrastive objectives share.
 
@@ -63,10 +65,12 @@ def embedding_batch(
         positive_document: [queries] int64, row of each query's positive; -1 = none.
         relevant: [queries, documents] bool, documents known to be relevant to the query (other positives, copies
             of its text); None = only the positive.
+        same_query: [queries, queries] bool, True where two queries have the same text, the diagonal included; None =
+            all texts differ.
 
     Raises:
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive
-            out of range.
+            out of range, a `same_query` that is not symmetric or False on its diagonal.
     """
     queries, documents = query_embeddings, document_embeddings
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
@@ -86,8 +90,26 @@ def embedding_batch(
     if relevant is not None:
         require_bool_like(objective, "relevant", relevant, is_positive)
         is_positive = is_positive | relevant
+    if same_query is not None:
+        is_positive = _shared_by_equal_queries(objective, is_positive, same_query)
     dtype = working_dtype(queries, documents)
     return EmbeddingBatch(queries.to(dtype), documents.to(dtype), positive_document, is_positive)
+
+
+def _shared_by_equal_queries(objective: str, relevant: Tensor, same_query: Tensor) -> Tensor:
+    """What is relevant to a query is relevant to every query of its text.
+
+    Whoever compares queries leaves out those to which the other's positive is relevant; so this is all it takes for
+    queries of equal text, at cosine 1, not to be each other's hardest negatives.
+    """
+    require_bool_like(objective, "same_query", same_query, relevant.new_empty(()).expand(len(relevant), len(relevant)))
+    if not bool((same_query == same_query.T).all() & same_query.diagonal().all()):
+        raise ObjectiveError(f"{objective}: same_query must be symmetric, and True where a query meets itself")
+    (repeated,) = (same_query.sum(dim=1) > 1).nonzero(as_tuple=True)
+    if len(repeated) == 0:
+        return relevant
+    shared = same_query[repeated][:, repeated].float() @ relevant[repeated].float()
+    return relevant.index_copy(0, repeated, shared > 0)
 
 
 def similarities(left: Tensor, right: Tensor) -> Tensor:

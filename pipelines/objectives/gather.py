@@ -1,17 +1,23 @@
-"""One batch out of all workers' batches: every worker's documents are negatives for every worker's queries.
+"""All workers' documents as negatives for one worker's queries: the cheap one of two ways to a batch of all workers.
 
     L = mean over workers w of  loss(queries of w, documents of all workers)
 
 Enters: what one worker holds. Leaves: all documents, in worker order, with gradient to the worker each came from, and
-the positives and relevance of this worker's queries among them. Three things go wrong in such code elsewhere and are
-held by tests here: a gather without gradient lets a document learn from its own worker's queries only; a label offset
-that forgets the hard negatives points at other workers' documents; and a document that two workers drew becomes a
-negative of the query it belongs to. The last is why documents carry keys.
+the positives and relevance of this worker's queries among them. Two things go wrong in such code elsewhere and are held
+by tests here: a label offset that forgets the hard negatives points at other workers' documents; and a document that
+two workers drew becomes a negative of the query it belongs to. The last is why documents carry keys.
+
+Why two ways: each worker computes [its queries, all documents] here and [all queries, all documents] in
+`gather_everything`, which with 64 workers of 64 queries and 512 documents each is 8 MiB or 512 MiB per matrix. So this
+way is for losses that are a mean over queries of what each query says about documents: info_nce, siglip, dcl, cmim,
+amcl and (but for its draws) mochi as their terms default, decoupled_softmax and soft_top_k. Whatever compares queries
+with queries, or weighs one against another, needs `gather_everything`: it is right for every objective and option, and
+with few workers it costs next to nothing beside the encoders.
 
 Backward adds up, for each document, what all workers' losses say about it. So averaging parameter gradients over
 workers, as data parallel training does, gives the gradient of the mean of the workers' losses. That is the loss of one
 process on the concatenated batch if all workers have as many queries with a positive, or if each multiplies its loss
-by `query_share`. It holds for objectives that compare queries with documents: a query sees no other worker's queries.
+by `query_share`.
 
 Without a process group, or alone in it, everything is returned as it came.
 """
@@ -19,7 +25,6 @@ Without a process group, or alone in it, everything is returned as it came.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -27,8 +32,17 @@ from torch import Tensor
 
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.checks import require_bool_like, require_indices
+from pipelines.objectives.gather_rows import gather_padded, row_counts, several_workers
 
-__all__ = ["NO_DOCUMENT", "GatheredBatch", "gather_batch", "gather_rows", "query_share", "text_keys"]
+__all__ = [
+    "NO_DOCUMENT",
+    "GatheredBatch",
+    "checked_relevance",
+    "gather_batch",
+    "query_share",
+    "relevant_by_key",
+    "text_keys",
+]
 
 NO_DOCUMENT = -1
 """Key that stands for no document, where rows of keys are of different lengths."""
@@ -86,27 +100,20 @@ def gather_batch(
     Raises:
         ObjectiveError: shapes or dtypes disagree, on this worker or between workers.
     """
-    relevant = _checked_relevance(document_embeddings, positive_document, relevant, document_keys, relevant_keys)
-    if not _several_workers(group):
+    relevant = checked_relevance(document_embeddings, positive_document, relevant, document_keys, relevant_keys)
+    if not several_workers(group):
         return GatheredBatch(document_embeddings, positive_document, relevant, 0)
     document_keys = document_keys.to(document_embeddings.device)
-    counts = _counts(document_embeddings, group)
+    counts = row_counts(document_embeddings, group)
     offset = sum(counts[: dist.get_rank(group)])
-    documents = _gather_padded(document_embeddings, counts, group)
-    keys = _gather_padded(document_keys, counts, group)
+    documents = gather_padded(document_embeddings, counts, group)
+    keys = gather_padded(document_keys, counts, group)
     return GatheredBatch(
         documents,
         torch.where(positive_document >= 0, positive_document + offset, -1),
-        _everywhere(relevant, document_keys, relevant_keys, keys),
+        relevant_by_key(relevant, document_keys, relevant_keys, keys),
         offset,
     )
-
-
-def gather_rows(rows: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
-    """All workers' [rows, columns], worker 0's first, with gradient to where each row came from."""
-    if not _several_workers(group):
-        return rows
-    return _gather_padded(rows, _counts(rows, group), group)
 
 
 def query_share(positive_document: Tensor, *, group: dist.ProcessGroup | None = None) -> float:
@@ -114,7 +121,7 @@ def query_share(positive_document: Tensor, *, group: dist.ProcessGroup | None = 
 
     A loss that is a mean over those queries, times this, averages over workers to the mean over all queries.
     """
-    if not _several_workers(group):
+    if not several_workers(group):
         return 1.0
     mine = (positive_document >= 0).sum()
     everyone = mine.clone()
@@ -122,13 +129,14 @@ def query_share(positive_document: Tensor, *, group: dist.ProcessGroup | None = 
     return dist.get_world_size(group) * int(mine) / max(int(everyone), 1)
 
 
-def _several_workers(group: dist.ProcessGroup | None) -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
-
-
-def _checked_relevance(
+def checked_relevance(
     documents: Tensor, positive: Tensor, relevant: Tensor | None, keys: Tensor, relevant_keys: Tensor | None
 ) -> Tensor:
+    """[queries, documents] bool with the positive counted in.
+
+    Raises:
+        ObjectiveError: shapes or dtypes disagree.
+    """
     require_indices("gather", "positive_document", positive, rows=len(positive), width=len(documents))
     if documents.ndim != 2 or keys.shape != (len(documents),) or keys.dtype != torch.int64:
         raise ObjectiveError(
@@ -146,43 +154,7 @@ def _checked_relevance(
     return relevant | is_positive
 
 
-def _counts(rows: Tensor, group: dist.ProcessGroup | None) -> list[int]:
-    """How many rows each worker has; their width must be the same."""
-    shape = torch.tensor([list(rows.shape)], device=rows.device)
-    shapes = torch.empty((dist.get_world_size(group), 2), dtype=shape.dtype, device=rows.device)
-    dist.all_gather_single(shapes, shape, group=group)
-    if bool((shapes[:, 1] != shapes[0, 1]).any()):
-        raise ObjectiveError(f"gather: workers' embeddings have different dimensions, {shapes[:, 1].tolist()}")
-    return [int(count) for count in shapes[:, 0]]
-
-
-def _gather_padded(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    """Collectives want equal shapes: everybody sends as many rows as the largest, and what was filled up is cut off."""
-    longest = max(counts)
-    filled = torch.cat([rows, rows.new_zeros((longest - len(rows), *rows.shape[1:]))])
-    gathered = cast("Tensor", _GatherEqual.apply(filled, group))  # type: ignore[no-untyped-call]
-    real = [torch.arange(count) + worker * longest for worker, count in enumerate(counts)]
-    return gathered[torch.cat(real).to(gathered.device)]
-
-
-class _GatherEqual(torch.autograd.Function):
-    """all_gather; backward is its transpose: each worker receives the sum of what all say about its rows."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group, ctx.shape = group, rows.shape
-        everyone = rows.new_empty((dist.get_world_size(group) * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather_single(everyone, rows.contiguous(), group=group)
-        return everyone
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        mine = gradient.new_empty(ctx.shape)
-        dist.reduce_scatter_single(mine, gradient.contiguous(), group=ctx.group)
-        return mine, None
-
-
-def _everywhere(relevant: Tensor, own_keys: Tensor, relevant_keys: Tensor | None, all_keys: Tensor) -> Tensor:
+def relevant_by_key(relevant: Tensor, own_keys: Tensor, relevant_keys: Tensor | None, all_keys: Tensor) -> Tensor:
     """[queries, all documents]: is the document, by its key, among those relevant to the query?"""
     ordered = all_keys.sort().values  # a key's first place in it stands for the key
     flags = torch.zeros((len(relevant), len(ordered)), dtype=torch.int32, device=relevant.device)

@@ -8,10 +8,10 @@
 
 `partition: joint` is that single softmax; `per_direction` averages the directions' own log Z_i instead, so that both
 directions of pairs are CLIP's loss. No sum contains what is known to be `relevant` (a query's other positives, copies
-of their text; a query that shares the positive) nor, with `teacher_margin`, what the teacher scored at least as high as
-its score of the positive minus the margin: mined lists are full of unlabelled positives. Hardness adds
-`hardness_strength` times the similarity, as a constant, to negatives' logits: those of the query's own list, all
-others, or both.
+of their text; a query that shares the positive or has the same text) nor, with `teacher_margin`, what the teacher
+scored at least as high as its score of the positive minus the margin: mined lists are full of unlabelled positives.
+Hardness adds `hardness_strength` times the similarity, as a constant, to negatives' logits: those of the query's own
+list, all others, or both.
 
 Source: arXiv 1807.03748; the official code compared with is sentence-transformers' `MultipleNegativesRankingLoss`
 (all directions, partitions and hardness; `scale = 1 / temperature`), open_clip's `ClipLoss` and GradCache's
@@ -51,6 +51,7 @@ def info_nce_loss(
     positive_document: Tensor,
     *,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     batch_teacher_scores: Tensor | None = None,
     scored: Tensor | None = None,
     temperature: float | Tensor = 0.05,
@@ -69,6 +70,8 @@ def info_nce_loss(
         positive_document: [queries] int64, row of each query's positive in `document_embeddings`; -1 = none, skip it.
         relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only its
             positive.
+        same_query: [queries, queries] bool, queries of equal text: they share what is relevant, so that they are no
+            negatives of each other; None = all texts differ.
         batch_teacher_scores: [queries, documents], raw teacher logits where `scored`; for `teacher_margin`.
         scored: [queries, documents] bool, pairs the teacher scored: the query's own list, which tells its hard
             negatives from those in the batch, and which `document_to_document` leaves out.
@@ -88,7 +91,7 @@ def info_nce_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive out
             of range, an impossible parameter, a tensor missing that an option needs.
     """
-    batch = embedding_batch("info_nce", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("info_nce", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("info_nce", "temperature", temperature)
     _check_options(directions, partition, label_smoothing, hardness_mode, hardness_strength, scored)
     if scored is not None:

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.checks import ScoreLists, require_positive_number, score_lists
-from pipelines.objectives.masked import teacher_order, zero_probability_logit
+from pipelines.objectives.masked import teacher_order
+from pipelines.objectives.plackett_luce import draw_costs
 
 __all__ = ["list_mle_loss", "p_list_mle_loss"]
 
@@ -98,14 +99,8 @@ def p_list_mle_loss(
 
 
 def _draws(lists: ScoreLists, temperature: float) -> Tensor:
-    """[queries, candidates] in teacher order: what each draw costs, exactly 0 for the last and for padding."""
-    order = teacher_order(lists.teacher, lists.mask)
-    logits = (lists.student / temperature).masked_fill(~lists.mask, zero_probability_logit(lists.student.dtype))
-    logits = logits.gather(1, order)
-    log_left = logits.flip(1).logcumsumexp(dim=1).flip(1)
-    # The last draw has one candidate left: log 1, which autograd would miss by 1e-7.
-    contested = torch.arange(logits.shape[1], device=logits.device) < lists.mask.sum(dim=1, keepdim=True) - 1
-    return (log_left - logits).masked_fill(~contested, 0)
+    """[queries, candidates] in teacher order: what each draw costs."""
+    return draw_costs(lists.student / temperature, teacher_order(lists.teacher, lists.mask), lists.mask)
 
 
 def _position_weights(mask: Tensor, dtype: torch.dtype, *, from_zero: bool) -> Tensor:

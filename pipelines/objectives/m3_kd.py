@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ObjectiveError
-from pipelines.objectives.checks import require_bool_like, require_finite, require_positive_number, working_dtype
+from pipelines.objectives.checks import require_bool_like, require_positive_number, score_lists
 from pipelines.objectives.masked import masked_log_softmax, zero_probability_logit
+from pipelines.objectives.score_batch import score_batch
 
 __all__ = ["m3_kd_loss"]
 
@@ -61,65 +62,50 @@ def m3_kd_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two candidates, NaN or infinite scores, a column out of
             range or twice in one list, an impossible parameter.
     """
-    mask = _checked(batch_scores, teacher_scores, mask, columns, relevant)
+    scores = score_batch("m3_kd", batch_scores, relevant)
+    columns = _own_columns(columns, mask, scores, teacher_scores)
+    lists = score_lists("m3_kd", scores.gather(1, columns), teacher_scores, mask, min_width=2)
     require_positive_number("m3_kd", "temperature", temperature)
     require_positive_number("m3_kd", "teacher_temperature", teacher_temperature)
-    teacher = teacher_scores.detach().masked_fill(~mask, 0)
-    require_finite("m3_kd", "teacher_scores", teacher)
-    columns = columns.masked_fill(~mask, 0)
 
-    logits = batch_scores.to(working_dtype(batch_scores, teacher)) / temperature
+    mask = lists.mask
+    logits, target = scores.to(lists.student.dtype) / temperature, lists.student / temperature
     nothing = zero_probability_logit(logits.dtype)
     own = torch.zeros_like(logits, dtype=torch.int8).scatter_add(1, columns, mask.to(torch.int8)).bool()
     no_rival = own if relevant is None else own | relevant
     others = logits.masked_fill(no_rival, nothing).logsumexp(dim=1, keepdim=True)
 
-    target = logits.gather(1, columns)
     from_here_on = target.masked_fill(~mask, nothing).flip(1).logcumsumexp(dim=1).flip(1)
-    probability = masked_log_softmax(teacher.to(logits.dtype) / teacher_temperature, mask).exp()
+    probability = masked_log_softmax(lists.teacher.to(logits.dtype) / teacher_temperature, mask).exp()
     terms = probability * (torch.logaddexp(from_here_on, others) - target)
     counted = mask & (mask.sum(dim=1, keepdim=True) > 1)
     return torch.where(counted, terms, 0).sum() / mask.any(dim=1).sum().clamp(min=1)
 
 
-def _checked(
-    batch_scores: Tensor, teacher_scores: Tensor, mask: Tensor | None, columns: Tensor, relevant: Tensor | None
-) -> Tensor:
-    for label, scores in (("batch_scores", batch_scores), ("teacher_scores", teacher_scores)):
-        if scores.ndim != 2 or not scores.is_floating_point():
-            raise ObjectiveError(
-                f"m3_kd: {label} must be a floating two-dimensional tensor, "
-                f"got {scores.dtype} of shape {tuple(scores.shape)}"
-            )
-    if len(batch_scores) != len(teacher_scores):
-        raise ObjectiveError(
-            f"m3_kd: batch_scores {tuple(batch_scores.shape)} and teacher_scores {tuple(teacher_scores.shape)} "
-            "must have one row per query"
-        )
-    width = teacher_scores.shape[1]
-    if width < 2:
-        raise ObjectiveError(f"m3_kd: a list of {width} candidate(s) carries no signal, it needs 2")
-    if columns.dtype != torch.int64 or columns.shape != teacher_scores.shape:
+def _own_columns(columns: Tensor, mask: Tensor | None, scores: Tensor, teacher_scores: Tensor) -> Tensor:
+    """Checked columns of each list, 0 at padding."""
+    if columns.dtype != torch.int64 or columns.ndim != 2 or columns.shape != teacher_scores.shape:
         raise ObjectiveError(
             f"m3_kd: columns must be int64 of shape {tuple(teacher_scores.shape)}, "
             f"got {columns.dtype} of shape {tuple(columns.shape)}"
         )
+    if len(scores) != len(columns):
+        raise ObjectiveError(
+            f"m3_kd: batch_scores {tuple(scores.shape)} and teacher_scores {tuple(teacher_scores.shape)} "
+            "must have one row per query"
+        )
     if mask is None:
         mask = torch.ones_like(columns, dtype=torch.bool)
-    require_bool_like("m3_kd", "mask", mask, teacher_scores)
-    if relevant is not None:
-        require_bool_like("m3_kd", "relevant", relevant, batch_scores)
-    require_finite("m3_kd", "batch_scores", batch_scores)
-    outside = mask & ((columns < 0) | (columns >= batch_scores.shape[1]))
+    require_bool_like("m3_kd", "mask", mask, columns)
+    outside = mask & ((columns < 0) | (columns >= scores.shape[1]))
     if bool(outside.any()):
         row, place = (int(i) for i in outside.nonzero()[0])
         raise ObjectiveError(
-            f"m3_kd: columns[{row}, {place}] is {int(columns[row, place])}, "
-            f"outside the {batch_scores.shape[1]} documents"
+            f"m3_kd: columns[{row}, {place}] is {int(columns[row, place])}, outside the {scores.shape[1]} documents"
         )
     # Padding gets numbers of its own below 0, so that it never looks like a document that stands there twice.
-    apart = torch.where(mask, columns, -1 - torch.arange(width, device=columns.device)).sort(dim=1).values
+    apart = torch.where(mask, columns, -1 - torch.arange(columns.shape[1], device=columns.device)).sort(dim=1).values
     twice = (apart[:, 1:] == apart[:, :-1]).any(dim=1)
     if bool(twice.any()):
         raise ObjectiveError(f"m3_kd: the list of row {int(twice.nonzero()[0])} names one document twice")
-    return mask
+    return columns.masked_fill(~mask, 0)

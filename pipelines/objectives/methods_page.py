@@ -22,8 +22,9 @@ _HEAD = """# Methods
 Every objective that a job may name under `training.objective`, generated from the registry
 (`python -m pipelines.objectives.methods_page > docs/methods.md`; a test holds this page to the code). An objective is a
 list of `{name, weight, learn, **parameters}`; terms are added with their weights, and weight 0 is computed and shown.
-`temperature` divides student similarities everywhere: 0.05 suits cosines, 1 raw dot products. `learn: [temperature]`
-trains a parameter with the student where the last column says so. Where a paper and its official code differ, the
+Where an objective has a `temperature`, it divides student similarities: 0.05 suits cosines, 1 raw dot products.
+`learn: [temperature]` trains a parameter with the student where the last column says so, at
+`training.objective_learning_rate`. Where a paper and its official code differ, the
 paper's form is the default and the code's a named option; the module's docstring says how they differ.
 """
 
@@ -103,7 +104,7 @@ def _joined(paragraph: str) -> str:
 
 
 def _code(line: str) -> str:
-    return f"`{re.sub(r' {2,}', ' ', line.strip())}`"
+    return f"`{re.sub(r' {2,}', '; ', line.strip())}`"
 
 
 def _yaml(value: object) -> str:

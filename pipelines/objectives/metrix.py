@@ -5,8 +5,11 @@
     L    = mean of lam relu(dist - positive_margin)  +  mean of (1 - lam) relu(negative_margin - dist)
 
 over the queries q with a positive d+ and their `hardest` negatives n, nearest first; each of the two means runs over
-its own terms that are above 0. A negative is a document of the batch that is neither known to be relevant nor scored by
-the teacher at or above its score of the positive minus `teacher_margin`. Gradient reaches query, positive and negative.
+its own terms that are above 0. A negative is a document of the batch that is neither known to be relevant nor called so
+by the teacher, which does it from its score of the positive minus `teacher_margin` on, and from the probability
+`teacher_threshold` on. Where teacher scores are given, only pairs that have one are mixed. A teacher trained listwise
+has no zero, so that its sigmoid is no probability (this project's own `teacher.train` is one): set
+`teacher_threshold: null` for it. Gradient reaches query, positive and negative.
 The official total is clean + 0.4 mixed (0.3 for pairs of anchor and negative), where the clean term is the contrastive
 loss without mixtures: here that is the job's own contrastive term, and `weight: 0.4` belongs to this one.
 Forms: `draws` is one lam per `batch`, as in the official code, or one per `pair`; which of them the paper means could
@@ -20,7 +23,7 @@ alone: by itself it pulls negatives towards the query as well.
 
 Reported: no number of the paper could be read.
 
-Edges: a query without a positive or without a safe negative adds nothing; a batch of those is 0 with zero gradient. A
+Edges: a query without a positive or without a negative to mix adds nothing; a batch of those is 0 with zero gradient. A
 mixture that is exactly the query has distance 0 and no gradient. Draws come from torch's CPU generator, which
 checkpoints save.
 """
@@ -71,6 +74,7 @@ def metrix_loss(
     concentration: float = 2.0,
     draws: Literal["batch", "pair"] = "batch",
     teacher_margin: float | None = 0.0,
+    teacher_threshold: float | None = 0.5,
 ) -> Tensor:
     """Contrastive pair loss on mixtures of each query's positive with its hardest negatives.
 
@@ -80,7 +84,7 @@ def metrix_loss(
         positive_document: [queries] int64, row of each query's positive in `document_embeddings`; -1 = none, skip it.
         relevant: [queries, documents] bool, documents that are no negatives of that query; None = only its positive.
         batch_teacher_scores: [queries, documents] raw teacher logits, constants; None = no teacher to ask.
-        scored: [queries, documents] bool, pairs the teacher scored.
+        scored: [queries, documents] bool, pairs the teacher scored; only those are mixed. None = all negatives are.
         mixing: the positive's share lam in [0, 1], one number or [queries, hardest]; None = drawn. Library only: no
             step of a job offers it.
         hardest: how many of a query's nearest negatives are mixed with its positive.
@@ -88,8 +92,9 @@ def metrix_loss(
         negative_margin: distance above which a mixture is far enough.
         concentration: both parameters of the Beta distribution of lam.
         draws: one lam per `batch` or per `pair`.
-        teacher_margin: logits below the positive from which on the teacher calls a document relevant; None = ignore
-            the teacher.
+        teacher_margin: logits below the positive from which on the teacher calls a document relevant; None = off.
+        teacher_threshold: probability, the sigmoid of a logit, from which on it does so wherever the positive is;
+            None = off, for teachers whose logits have no zero.
 
     Returns:
         Scalar >= 0.
@@ -101,12 +106,15 @@ def metrix_loss(
     batch = embedding_batch("metrix", query_embeddings, document_embeddings, positive_document, relevant)
     _require_parameters(hardest, positive_margin, negative_margin, draws)
     require_positive_number("metrix", "concentration", concentration)
-    safe = safe_negatives(batch, batch_teacher_scores, scored, teacher_margin, objective="metrix")
+    safe = safe_negatives(
+        batch, batch_teacher_scores, scored, teacher_margin, objective="metrix", teacher_threshold=teacher_threshold
+    )
+    mixable = safe if scored is None else safe & scored
     directions = functional.normalize(batch.queries, dim=1)
     with torch.no_grad():
         nearness = similarities(directions, functional.normalize(batch.documents, dim=1))
-        nearest = hardest_negatives(nearness, safe, hardest)
-        counted = torch.arange(nearest.shape[1], device=safe.device) < safe.sum(dim=1, keepdim=True)
+        nearest = hardest_negatives(nearness, mixable, hardest)
+        counted = torch.arange(nearest.shape[1], device=mixable.device) < mixable.sum(dim=1, keepdim=True)
     if mixing is None:
         mixing = _drawn_shares(nearest.shape if draws == "pair" else (), concentration)
     mixing = mixing.to(nearest.device, batch.documents.dtype).detach()

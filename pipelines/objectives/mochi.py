@@ -4,12 +4,16 @@
     type 2:  h' ~ b q + (1 - b) n_j ,    b in U(0, max_query_share)
     L = mean_i - log( exp(q.d+ / T) / ( exp(q.d+ / T) + sum over n, h and h' of exp(q. / T) ) )
 
-T is `temperature`; n are the batch's documents that are safe negatives of q: not known to be relevant, and not scored
-by the teacher at or above its score of the positive minus `teacher_margin`. A document the teacher likes is neither
-mixed nor pushed away. Mixtures are drawn anew in each step, belong to one query, and are constants: no gradient flows
-through h, nor through the q inside h'. The paper mixes unit vectors and normalises; here directions are mixed, and a
-mixture is as long as its negatives are (type 1: interpolated), which is the same for cosine students and makes sense
-for dot products. A large b could make a negative closer to q than its positive is; b is capped where they would be
+T is `temperature`; n are the batch's documents that are safe negatives of q: not known to be relevant, and not called
+relevant by the teacher, which does so from its score of the positive minus `teacher_margin` on, and from the
+probability `teacher_threshold` on. A document that it calls relevant is neither mixed nor pushed away. Nobody has asked
+it about other queries' documents: where teacher scores are given, pairs without one stay ordinary negatives and are
+never mixed. A teacher trained listwise has no zero, so that its sigmoid is no probability (this project's own
+`teacher.train` is one): set `teacher_threshold: null` for it.
+
+Mixtures are drawn anew in each step, belong to one query, and are constants: no gradient flows through h, nor through
+the q inside h'. The paper mixes unit vectors and normalises; here directions are mixed, and a mixture is as long as its
+negatives are (type 1: interpolated), which is the same for cosine students and makes sense for dot products. A large b could make a negative closer to q than its positive is; b is capped where they would be
 equally close (dualdistill's addition), and a negative that is already closer than the positive is not mixed with q.
 
 Source: arXiv 2010.01028 (NeurIPS 2020). From general knowledge, the paper's text could not be read. There N is 1024 of
@@ -22,7 +26,8 @@ first, as mixtures of a student that knows nothing are noise. It contains InfoNC
 Reported: no number of the paper could be read.
 
 Edges: a query without a positive is left out; a batch of those is 0 with zero gradient. A query without a safe negative
-adds 0; with one it has no mixture of type 1. Draws come from torch's CPU generator, which checkpoints save.
+adds 0; with one it has no mixture of type 1; a negative that may not be mixed
+is still in the denominator. Draws come from torch's CPU generator, which checkpoints save.
 """
 
 from dataclasses import dataclass
@@ -81,6 +86,7 @@ def mochi_loss(
     query_mixtures: int = 4,
     max_query_share: float = 0.5,
     teacher_margin: float | None = 0.0,
+    teacher_threshold: float | None = 0.5,
 ) -> Tensor:
     """Softmax cross-entropy over the batch's documents and each query's mixtures, over queries with a positive.
 
@@ -91,15 +97,16 @@ def mochi_loss(
         relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only
             its positive.
         batch_teacher_scores: [queries, documents] raw teacher logits, constants; None = no teacher to ask.
-        scored: [queries, documents] bool, pairs the teacher scored.
+        scored: [queries, documents] bool, pairs the teacher scored; only those are mixed. None = all negatives are.
         mixing: the random choices; None = `draw_mixing`. Library only: no step of a job offers it.
         temperature: divides the dot products.
         hardest: how many of a query's nearest negatives are mixed.
         negative_mixtures: mixtures of two negatives per query.
         query_mixtures: mixtures of the query and a negative per query.
         max_query_share: largest share of the query in those.
-        teacher_margin: logits below the positive from which on the teacher calls a document relevant; None = ignore
-            the teacher.
+        teacher_margin: logits below the positive from which on the teacher calls a document relevant; None = off.
+        teacher_threshold: probability, the sigmoid of a logit, from which on it does so wherever the positive is;
+            None = off, for teachers whose logits have no zero.
 
     Returns:
         Scalar >= 0.
@@ -111,14 +118,17 @@ def mochi_loss(
     batch = embedding_batch("mochi", query_embeddings, document_embeddings, positive_document, relevant)
     require_positive_number("mochi", "temperature", temperature)
     _require_counts(hardest, negative_mixtures, query_mixtures, max_query_share)
-    safe = safe_negatives(batch, batch_teacher_scores, scored, teacher_margin, objective="mochi")
+    safe = safe_negatives(
+        batch, batch_teacher_scores, scored, teacher_margin, objective="mochi", teacher_threshold=teacher_threshold
+    )
+    mixable = safe if scored is None else safe & scored
 
     positives = batch.documents.index_select(0, batch.positive_column.squeeze(1))
     positive_scores = (batch.queries * positives).sum(dim=1, keepdim=True)
     logits = similarities(batch.queries / temperature, batch.documents)
     with torch.no_grad():
-        nearest = hardest_negatives(logits, safe, hardest)
-        available = safe.sum(dim=1, keepdim=True).clamp(max=nearest.shape[1])
+        nearest = hardest_negatives(logits, mixable, hardest)
+        available = mixable.sum(dim=1, keepdim=True).clamp(max=nearest.shape[1])
         if mixing is None:
             mixing = draw_mixing(available.squeeze(1), negative_mixtures, query_mixtures, max_query_share)
         negatives = batch.documents[nearest]

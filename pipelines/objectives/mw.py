@@ -34,13 +34,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pipelines.errors import ObjectiveError
-from pipelines.objectives.checks import (
-    require_bool_like,
-    require_finite,
-    require_indices,
-    require_positive_number,
-    working_dtype,
-)
+from pipelines.objectives.checks import require_indices, require_positive_number
+from pipelines.objectives.score_batch import score_batch
 
 __all__ = ["mw_loss"]
 
@@ -74,28 +69,20 @@ def mw_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite scores, a positive out of
             range, an impossible parameter.
     """
-    if batch_scores.ndim != 2 or not batch_scores.is_floating_point():
-        raise ObjectiveError(
-            "mw: batch_scores must be a floating [queries, documents] tensor, "
-            f"got {batch_scores.dtype} of shape {tuple(batch_scores.shape)}"
-        )
-    rows, width = batch_scores.shape
-    if width < 2:
-        raise ObjectiveError("mw: a batch of fewer than 2 documents has no negative")
+    scores = score_batch("mw", batch_scores, relevant)
+    rows, width = scores.shape
     require_positive_number("mw", "temperature", temperature)
     if chunk_size < 1:
         raise ObjectiveError(f"mw: chunk_size must be at least 1, got {chunk_size}")
     require_indices("mw", "positive_document", positive_document, rows=rows, width=width)
     known = positive_document >= 0
     column = positive_document.clamp(min=0).unsqueeze(1)
-    negative = known.unsqueeze(1).expand_as(batch_scores)
+    negative = known.unsqueeze(1).expand_as(scores)
     if relevant is not None:
-        require_bool_like("mw", "relevant", relevant, batch_scores)
         negative = negative & ~relevant
     negative = negative.scatter(1, column, torch.zeros_like(column, dtype=torch.bool))
-    require_finite("mw", "batch_scores", batch_scores)
 
-    scores = batch_scores.to(working_dtype(batch_scores)) / temperature
+    scores = scores / temperature
     positives, negatives = scores.gather(1, column)[known, 0], scores[negative]
     total = cast(Tensor, _PairwiseSoftplus.apply(positives, negatives, chunk_size))  # type: ignore[no-untyped-call]
     if reduction == "paper_sum":

@@ -41,6 +41,7 @@ def nspt_loss(
     positive_document: Tensor,
     *,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     temperature: float = 0.05,
 ) -> Tensor:
     """The contrast over the batch's queries and documents, with queries and positive documents as anchors.
@@ -53,6 +54,8 @@ def nspt_loss(
         positive_document: [queries] int64, row of each query's positive in `document_embeddings`; -1 = none, skip it.
         relevant: [queries, documents] bool, documents that are not pushed away from that query; None = only its
             positive.
+        same_query: [queries, queries] bool, queries of equal text: they share what is relevant, so that neither they
+            nor their positives are pushed from each other; None = all texts differ.
         temperature: divides the dot products.
 
     Returns:
@@ -62,7 +65,7 @@ def nspt_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive
             out of range, an impossible parameter.
     """
-    batch = embedding_batch("nspt", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("nspt", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("nspt", "temperature", temperature)
     previous_queries = _previous("previous_query_embeddings", previous_query_embeddings, query_embeddings)
     previous_documents = _previous("previous_document_embeddings", previous_document_embeddings, document_embeddings)

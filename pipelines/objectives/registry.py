@@ -1,8 +1,8 @@
 """Every objective by the name a job writes: its function, the term with its parameters, the tensors it reads.
 
 Enters: a term of `training.objective`. Leaves: the function to call, its parameters, and the names of the tensors it
-asks for. A function asks by parameter name: whatever is no field of its term is a tensor of the batch, and `TENSORS`
-is the vocabulary. So a new objective needs a file, a term and one line here, and the training loop nothing.
+asks for. A function asks by parameter name: whatever is no field of its term and stands in `TENSORS`, the vocabulary, is
+a tensor of the batch (the few other optional arguments are for those who call the function themselves). So a new objective needs a file, a term and one line here, and the training loop nothing.
 """
 
 import inspect
@@ -61,6 +61,7 @@ TENSORS: Mapping[str, str] = MappingProxyType(
         "document_embeddings": "[documents, dimensions], every distinct document of the batch",
         "positive_document": "[queries] int64, row of the positive among the documents, -1 = none",
         "relevant": "[queries, documents] bool, known relevant: the positive, other positives, copies of their text",
+        "same_query": "[queries, queries] bool, True where two queries have the same text (diagonal included)",
         "batch_scores": "[queries, documents] student similarities",
         "batch_teacher_scores": "[queries, documents] raw teacher logits where `scored`, 0 elsewhere",
         "scored": "[queries, documents] bool, True = the teacher scored the pair",

@@ -22,38 +22,47 @@ def safe_negatives(
     teacher_margin: float | None,
     *,
     objective: str,
+    teacher_threshold: float | None = None,
 ) -> Tensor:
-    """Documents that are not `relevant` and that the teacher does not put near, or above, the query's positive.
+    """Documents that are not `relevant` and that the teacher does not call relevant either.
 
-    A pair is unsafe when the teacher scored it at or above its own score of the positive minus `teacher_margin`. Pairs
-    that the teacher did not score, and queries whose positive it did not score, are judged by `relevant` alone.
+    It does so where it scored a pair at or above its own score of the query's positive minus `teacher_margin`, which a
+    query without a scored positive cannot say, or at or above the probability `teacher_threshold`. Pairs that the
+    teacher did not score are judged by `relevant` alone.
 
     Args:
         batch: checked embeddings, positives and relevance.
         batch_teacher_scores: [queries, documents] raw teacher logits; None = judge by `relevant` alone.
         scored: [queries, documents] bool, True where `batch_teacher_scores` holds a score.
-        teacher_margin: logits below the positive from which on a document counts as relevant, >= 0; None = judge by
-            `relevant` alone.
+        teacher_margin: logits below the positive from which on a document counts as relevant, >= 0; None = this
+            rule is off.
         objective: name used in error messages.
+        teacher_threshold: sigmoid of the logit from which on a document counts as relevant, wherever the positive is;
+            None = this rule is off. A teacher trained listwise has no zero, and its sigmoid no meaning.
 
     Returns:
         bool [queries, documents]; all False for queries without a positive.
 
     Raises:
         ObjectiveError: one of the two teacher tensors without the other, their shape or dtype, NaN or infinite scores
-            where `scored`, a negative or infinite margin.
+            where `scored`, a negative or infinite margin, a threshold that is no probability.
     """
     safe = ~batch.relevant & batch.has_positive.unsqueeze(1)
     if teacher_margin is not None and not 0 <= teacher_margin < float("inf"):
         raise ObjectiveError(f"{objective}: teacher_margin must be a finite number >= 0, got {teacher_margin}")
+    if teacher_threshold is not None and not 0 <= teacher_threshold <= 1:
+        raise ObjectiveError(f"{objective}: teacher_threshold must be a probability, got {teacher_threshold}")
     if batch_teacher_scores is None and scored is None:
         return safe
     teacher, scored = scored_by_teacher(objective, batch, batch_teacher_scores, scored)
-    if teacher_margin is None:
-        return safe
-    bar = teacher.gather(1, batch.positive_column) - teacher_margin
-    knows_the_bar = scored.gather(1, batch.positive_column)
-    return safe & ~(scored & knows_the_bar & (teacher >= bar))
+    if teacher_threshold is not None:
+        # Compared as logits: the sigmoid of a confident teacher rounds to 1.
+        bar = float(torch.tensor(teacher_threshold, dtype=torch.float64).logit())
+        safe = safe & ~(scored & (teacher >= bar))
+    if teacher_margin is not None:
+        above = teacher >= teacher.gather(1, batch.positive_column) - teacher_margin
+        safe = safe & ~(scored & scored.gather(1, batch.positive_column) & above)
+    return safe
 
 
 def unrelated_queries(batch: EmbeddingBatch) -> Tensor:

@@ -12,13 +12,13 @@ from pipelines.objectives.checks import require_bool_like, require_finite, worki
 __all__ = ["score_batch"]
 
 
-def score_batch(objective: str, batch_scores: Tensor, relevant: Tensor) -> Tensor:
+def score_batch(objective: str, batch_scores: Tensor, relevant: Tensor | None) -> Tensor:
     """Check the two tensors that such objectives share.
 
     Args:
         objective: name used in error messages.
         batch_scores: [queries, documents], any floating dtype.
-        relevant: [queries, documents] bool.
+        relevant: [queries, documents] bool; None where the objective can do without.
 
     Returns:
         `batch_scores`, at least float32.
@@ -33,6 +33,7 @@ def score_batch(objective: str, batch_scores: Tensor, relevant: Tensor) -> Tenso
         )
     if batch_scores.shape[1] < 2:
         raise ObjectiveError(f"{objective}: a batch of fewer than 2 documents has no negative")
-    require_bool_like(objective, "relevant", relevant, batch_scores)
+    if relevant is not None:
+        require_bool_like(objective, "relevant", relevant, batch_scores)
     require_finite(objective, "batch_scores", batch_scores)
     return batch_scores.to(working_dtype(batch_scores))

@@ -42,6 +42,7 @@ def sup_con_loss(
     positive_document: Tensor,
     *,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     temperature: float = 0.05,
     directions: Sequence[Direction] = ("query_to_document", "document_to_query"),
 ) -> Tensor:
@@ -52,6 +53,7 @@ def sup_con_loss(
         document_embeddings: [documents, dimensions], in any order.
         positive_document: [queries] int64, row of each query's positive; -1 = none.
         relevant: [queries, documents] bool, all positives of each query; None = only the positive.
+        same_query: [queries, queries] bool, queries of equal text: they share their positives; None = all texts differ.
         temperature: divides the dot products.
         directions: which sides are anchors; their losses are added.
 
@@ -62,7 +64,7 @@ def sup_con_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive out
             of range, an impossible parameter.
     """
-    batch = embedding_batch("sup_con", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("sup_con", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("sup_con", "temperature", temperature)
     if not directions or len(set(directions)) < len(directions) or not set(directions) <= {*get_args(Direction)}:
         raise ObjectiveError(f"sup_con: directions must be one or both of {get_args(Direction)}, got {directions}")

@@ -20,8 +20,8 @@ Reported: ResNet-100 faces, CosFace to CosFace + UNPG: IJB-B at 1e-5 / 1e-4 89.3
 / 96.35 to 94.48 / 96.39 (the official README). No retrieval result.
 
 Edges: a query without a positive takes no part, in the pairs neither; a batch of those is 0 with zero gradient. Pairs
-of queries with the same positive, or one of whose positives is relevant to the other query, are no negatives. A batch
-of one query has no pairs.
+of queries with the same text or positive, or one of whose positives is relevant to the other query, are no negatives. A
+batch of one query has no pairs.
 """
 
 import torch
@@ -44,6 +44,7 @@ def unpg_loss(
     positive_document: Tensor,
     *,
     relevant: Tensor | None = None,
+    same_query: Tensor | None = None,
     scale: float = 20.0,
     margin: float = 0.35,
     whisker: float = 1.5,
@@ -56,6 +57,8 @@ def unpg_loss(
         positive_document: [queries] int64, row of each query's positive in `document_embeddings`; -1 = none, skip it.
         relevant: [queries, documents] bool, documents that must not count as negatives of that query; None = only
             its positive.
+        same_query: [queries, queries] bool, queries of equal text: they share what is relevant, so that they are no
+            pair; None = all texts differ.
         scale: multiplies cosines, 1 / temperature.
         margin: subtracted from the positive's cosine before the scale.
         whisker: of the filter on pairs, in interquartile ranges.
@@ -67,7 +70,7 @@ def unpg_loss(
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive
             out of range, an impossible parameter.
     """
-    batch = embedding_batch("unpg", query_embeddings, document_embeddings, positive_document, relevant)
+    batch = embedding_batch("unpg", query_embeddings, document_embeddings, positive_document, relevant, same_query)
     require_positive_number("unpg", "scale", scale)
     for label, value in (("margin", margin), ("whisker", whisker)):
         if not 0 <= value < float("inf"):

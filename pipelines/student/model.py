@@ -4,6 +4,7 @@ Enters: a checked model folder and a `StudentSpec`. Leaves: a module from texts 
 as served and as each of its heads sees them, and a batched, gradient-free `encode` for whole collections.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -103,14 +104,15 @@ class DualEncoder(nn.Module):
 def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: torch.device) -> DualEncoder:
     """The student's starting point: the checkpoint in `folder`, cut to `spec.num_layers`, dropout as given.
 
-    Heads of the spec are new, and seeded by torch's global generator. Of a sentence-transformers folder only the
-    encoder is read: what stands behind its pooling (a `Dense` module) is not.
+    Heads of the spec are new, and seeded by torch's global generator.
 
     Raises:
-        ModelError: more layers, positions or Matryoshka dimensions are asked for than the checkpoint has, or it lacks
-            weights.
+        ModelError: more layers, positions or Matryoshka dimensions are asked for than the checkpoint has, it lacks
+            weights, or a `Dense` module stands behind its pooling, without which it is another model.
     """
     from transformers import AutoModel
+
+    _refuse_dense(folder)
 
     config = load_config(folder, dropout=dropout)
     if spec.num_layers is not None:
@@ -136,3 +138,14 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
             f"{student.dimension} dimensions, and a prefix must be shorter"
         )
     return student.to(device)
+
+
+def _refuse_dense(folder: Path) -> None:
+    modules = folder / "modules.json"
+    kinds = [item["type"] for item in json.loads(modules.read_text(encoding="utf-8"))] if modules.is_file() else []
+    if any(kind.rpartition(".")[2] == "Dense" for kind in kinds):
+        raise ModelError(
+            f"{folder.name!r} is a sentence-transformers model with a Dense module behind its pooling (dual heads are "
+            "exported so); a student starts from the encoder alone and would lose it. To start from that encoder "
+            "nevertheless, give the folder without its modules.json"
+        )

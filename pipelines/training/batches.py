@@ -1,4 +1,4 @@
-"""From ranked rows to tensors: which candidates of a list are used, which one is the positive, every text once.
+"""From ranked rows to tensors: which candidates of a list are used, which one is the positive, each document once.
 
 Enters: `RankedRow`s with their stream positions. Leaves: `ListBatch`es. What a row contributes depends on
 (seed, epoch, ordinal) only, so a resumed run draws what the uninterrupted one would have.
@@ -124,6 +124,7 @@ def _draw(
             rng=rng,
             a=negatives.a,
             b=negatives.b,
+            form=negatives.form,
         )
         return others[places]
     hardest = others[: (room + 1) // 2]

@@ -1,7 +1,8 @@
-"""The honest control: the same student, same steps, same candidates, trained on labels alone.
+"""The honest control: the same student, same steps, trained on labels alone.
 
 Enters: the mined candidates of the labelled queries. Leaves: a student that never saw a teacher's score. What
-distillation is worth is the distance to this one, not to the untrained student.
+distillation is worth is the distance to this one, not to the untrained student. Its lists hold one positive each and
+negatives of the same mined candidates, drawn without a teacher's word.
 """
 
 from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ Leaves: the trained model, a report per step, checkpoints. It knows nothing of l
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -34,6 +34,8 @@ class LoopSettings:
     weight_decay: float
     max_grad_norm: float
     checkpoint_every_steps: int
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Of the parameters below a child module of that name, instead of `learning_rate`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def train(
     Raises:
         ObjectiveError: a loss or its gradient is NaN or infinite; the weights before that step are unharmed.
     """
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.learning_rate)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _warm_cosine(done, settings))
     point = checkpoints.restore(model, optimizer, scheduler) if checkpoints else RunPoint()
     saved_step = point.step
@@ -101,13 +103,19 @@ def train(
     return point
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def _parameter_groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, object]]:
     """Decay matrices only: biases and normalisation weights are left alone, as is usual for transformers."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+    special = {child: list(getattr(model, child).parameters()) for child in settings.learning_rates}
+    apart = {id(parameter) for parameters in special.values() for parameter in parameters}
+    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+    groups: list[dict[str, object]] = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+    for child, parameters in special.items():
+        if parameters:
+            groups.append({"params": parameters, "weight_decay": 0.0, "lr": settings.learning_rates[child]})
+    return groups
 
 
 def _warm_cosine(done: int, settings: LoopSettings) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.devices import torch_dtype
 from pipelines.model_files import check_positions
-from pipelines.objectives.positive_cross_entropy import ranker_loss
+from pipelines.objectives.ranker_loss import ranker_loss
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.teacher.pairs import encode_pairs
 from pipelines.training.batches import ListBatch

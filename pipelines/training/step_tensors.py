@@ -4,6 +4,8 @@ Enters: embeddings of a batch's queries and distinct documents, and the `ListBat
 from name to tensor. List tensors are [Q, K]; batch tensors are [Q, N], every query against every document.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -41,10 +43,17 @@ def step_tensors(batch: ListBatch, queries: Tensor, documents: Tensor) -> dict[s
         "document_embeddings": documents,
         "positive_document": torch.where(positive >= 0, document, -1),
         "relevant": batch.relevant.to(device),
+        "same_query": _same(batch.query_texts).to(device),
         "batch_scores": batch_scores,
         "batch_teacher_scores": batch_teacher_scores,
         "scored": scored,
     }
+
+
+def _same(texts: Sequence[str]) -> Tensor:
+    """bool [n, n], True where two texts are equal."""
+    place = torch.tensor([texts.index(text) for text in texts])
+    return place.unsqueeze(0) == place.unsqueeze(1)
 
 
 def list_scores(batch: ListBatch, queries: Tensor, documents: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""The student's side of a step: encode every distinct text once, score, add up the objective's terms.
+"""The student's side of a step: encode each document once, score, add up the objective's terms.
 
 Enters: a `DualEncoder`, the job's terms, and batch by batch a `ListBatch`. Leaves: the total loss and each term's value
 before its weight. `StudentStep` is the module that is trained: the student, and the numbers its objective learns.
 
-    views       which head's vectors a term sees: the teacher's terms the distillation head, labels the contrastive one
+    views       which head's vectors a term sees (its `VIEW`): those that match the teacher the distillation head,
+                those that need positives, labelled or the teacher's own, the contrastive one
     dimensions  with Matryoshka, every term is the mean over the full vector and its prefixes
 """
 
@@ -13,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.devices import torch_dtype
-from pipelines.objective_terms import ObjectiveTerm
+from pipelines.errors import ModelError
+from pipelines.objective_terms import AMCL, ObjectiveTerm
 from pipelines.objectives.learned import LearnedParameters
-from pipelines.objectives.registry import OBJECTIVES, ObjectiveInfo, term_parameters
+from pipelines.objectives.registry import OBJECTIVES, term_parameters
 from pipelines.student.heads import StudentViews
 from pipelines.student.matryoshka import configuration_invariance_loss, truncated
 from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch
 from pipelines.training.step_tensors import list_scores, step_tensors
 
-__all__ = ["StudentStep", "needs_previous_student"]
+__all__ = ["StudentStep", "needs_previous_student", "require_fitting"]
 
-_TEACHER_TENSORS = {"teacher_scores", "batch_teacher_scores"}
 _PREVIOUS_TENSORS = {"previous_query_embeddings", "previous_document_embeddings"}
 
 
@@ -58,6 +59,7 @@ class StudentStep(nn.Module):
     def forward(self, batch: ListBatch) -> dict[str, Tensor]:
         """Losses of one batch; gradient flows to the student and the learned parameters."""
         student = self.student
+        self.learned.keep_in_bounds()
         with torch.autocast(student.device.type, dtype=torch_dtype(self._dtype), enabled=self._dtype != "fp32"):
             queries = student.embed_views(batch.query_texts, "query")
             documents = student.embed_views(batch.document_texts, "document")
@@ -92,10 +94,9 @@ class StudentStep(nn.Module):
         values: dict[str, Tensor] = {}
         for term in self._objective:
             info = OBJECTIVES[term.name]
-            view = _view(info)
-            if view not in by_view:
-                by_view[view] = step_tensors(batch, getattr(queries, view), getattr(documents, view))
-            tensors = by_view[view] | {
+            if term.VIEW not in by_view:
+                by_view[term.VIEW] = step_tensors(batch, getattr(queries, term.VIEW), getattr(documents, term.VIEW))
+            tensors = by_view[term.VIEW] | {
                 name: value if size is None else truncated(value, size, normalize=spec.normalize)
                 for name, value in earlier.items()
             }
@@ -128,15 +129,23 @@ class StudentStep(nn.Module):
         )
 
 
+def require_fitting(student: DualEncoder, objective: Sequence[ObjectiveTerm]) -> None:
+    """Refuse what only the loaded student can tell, before anything has been mined or scored.
+
+    Raises:
+        ModelError: a term cuts vectors into heads, and their number does not divide the dimensions.
+    """
+    width = student.heads.head_dimension if student.heads else student.dimension
+    for place, term in enumerate(objective):
+        if isinstance(term, AMCL) and width % term.heads:
+            raise ModelError(
+                f"training.objective.{place}.heads: amcl cannot cut {width} dimensions into {term.heads} equal heads"
+            )
+
+
 def needs_previous_student(objective: Sequence[ObjectiveTerm]) -> bool:
     """Whether a term compares the student with what it was before the job."""
     return any(_PREVIOUS_TENSORS & set(OBJECTIVES[term.name].tensors) for term in objective)
-
-
-def _view(info: ObjectiveInfo) -> str:
-    if _PREVIOUS_TENSORS & set(info.tensors):
-        return "served"
-    return "distillation" if _TEACHER_TENSORS & set(info.required_tensors) else "contrastive"
 
 
 def _sampled_dimensions(student: DualEncoder) -> tuple[int, ...]:

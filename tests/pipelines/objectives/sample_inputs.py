@@ -58,6 +58,7 @@ def sample(seed: int, dtype: torch.dtype = torch.float64, *, full: bool = False)
         "query_embeddings": queries,
         "document_embeddings": documents,
         "batch_scores": queries @ documents.T,
+        "same_query": torch.eye(QUERIES, dtype=torch.bool),
         "previous_query_embeddings": unit(QUERIES),
         "previous_document_embeddings": unit(DOCUMENTS),
     }
@@ -99,16 +100,26 @@ def reordered(batch: Batch, axis: str, order: Tensor) -> Batch:
     def followed(index: Tensor) -> Tensor:
         return torch.where(index >= 0, place[index.clamp(min=0)], -1)
 
-    moved = {
-        name: value.index_select(axes(name).index(axis), order) if axis in axes(name) else value
-        for name, value in batch.items()
-    }
+    moved = {}
+    for name, value in batch.items():
+        for dimension, of in enumerate(axes(name)):
+            value = value.index_select(dimension, order) if of == axis else value  # noqa: PLW2901
+        moved[name] = value
     if axis == "candidates":
         moved["positive"] = followed(moved["positive"])
     if axis == "documents":
         moved["columns"] = followed(moved["columns"])
         moved["positive_document"] = followed(moved["positive_document"])
     return moved
+
+
+def first_query(batch: Batch, *, times: int) -> Batch:
+    """A batch of the first query alone, as often as asked."""
+    many = {
+        name: value[:1].repeat(times, *[1] * (value.ndim - 1)) if axes(name)[0] == "queries" else value
+        for name, value in batch.items()
+    }
+    return many | {"same_query": torch.ones(times, times, dtype=torch.bool)}
 
 
 def value_and_gradients(name: str, batch: Batch, **changed) -> tuple[Tensor, Batch]:

@@ -59,16 +59,22 @@ def together(values, i, k):
     return bool(relevant[i, positive[k]] | relevant[k, positive[i]])
 
 
-def plainly_safe(values, i, margin):
+def plainly_safe(values, i, margin, threshold=None):
     """Columns that may be negatives of query i, by the words of the rule."""
     teacher, scored, positive = (values[n] for n in ("batch_teacher_scores", "scored", "positive_document"))
     columns = []
     for j in range(DOCUMENTS):
         judged = margin is not None and scored[i, j] and scored[i, positive[i]]
         called_relevant = judged and teacher[i, j] >= teacher[i, positive[i]] - margin
-        if not values["relevant"][i, j] and not called_relevant:
+        probable = threshold is not None and scored[i, j] and torch.sigmoid(teacher[i, j]) >= threshold
+        if not values["relevant"][i, j] and not called_relevant and not probable:
             columns.append(j)
     return columns
+
+
+def plainly_mixable(values, i, margin, threshold=None):
+    """Those of them that the teacher has seen: nobody knows about the others."""
+    return [j for j in plainly_safe(values, i, margin, threshold) if values["scored"][i, j]]
 
 
 def close(actual, expected):

@@ -53,10 +53,10 @@ def test_queued_negatives_stand_in_every_denominator_and_only_the_query_learns_f
     generator = torch.Generator().manual_seed(3)
     queries = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     queue = torch.randn(7, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    scores = queries @ queue.detach().T
-    loss = cprd_loss(student, teacher, queue_scores=scores, max_valid=3, reduction="sum")
+    options = {"query_embeddings": queries, "queue_embeddings": queue}
+    loss = cprd_loss(student, teacher, **options, max_valid=3, reduction="sum")
     ranks = teacher.argsort(dim=1, descending=True).argsort(dim=1)
-    total, _ = loop(student, teacher, [[int(r) < 3 for r in row] for row in ranks], list(scores.detach()))
+    total, _ = loop(student, teacher, [[int(r) < 3 for r in row] for row in ranks], list((queries @ queue.T).detach()))
     assert loss.item() == pytest.approx(total, rel=1e-9)
     loss.backward()
     assert bool((queries.grad != 0).all())
@@ -81,8 +81,35 @@ def test_easy_negatives_are_the_batchs_documents_that_nobody_scored_or_knows_to_
 def test_a_list_of_one_learns_once_easy_negatives_are_there():
     student, teacher = torch.tensor([[0.2]]), torch.tensor([[1.0]])
     assert cprd_loss(student, teacher).item() == 0
-    pushed = cprd_loss(student, teacher, queue_scores=torch.tensor([[0.2]]))
+    one = torch.tensor([[0.2, 0.0]])
+    pushed = cprd_loss(student, teacher, query_embeddings=one, queue_embeddings=torch.tensor([[1.0, 0.0]]))
     assert pushed.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_lists_of_one_do_not_water_down_the_mean():
+    """Most documents of a batch stand in one list only: as reverse lists they rank nothing."""
+    student, teacher = lists(9)
+    alone = torch.zeros(3, 5, dtype=torch.bool)
+    alone[:, 0] = True
+    mask = torch.cat([torch.ones(3, 5, dtype=torch.bool), alone])
+    both = cprd_loss(student.repeat(2, 1), teacher.repeat(2, 1), mask)
+    torch.testing.assert_close(both, cprd_loss(student, teacher), rtol=1e-12, atol=0)
+
+
+def test_the_reverse_margin_is_measured_from_the_query_a_document_belongs_to():
+    similarity = torch.tensor([[0.1, 0.4], [0.5, 0.2], [0.3, 0.6]], dtype=torch.float64)
+    teacher = torch.tensor([[5.0, 0.0], [4.0, 5.0], [-3.0, 1.0]], dtype=torch.float64)
+    batch = {
+        "batch_scores": similarity,
+        "batch_teacher_scores": teacher,
+        "scored": torch.ones(3, 2, dtype=torch.bool),
+        "relevant": torch.tensor([[True, False], [False, True], [False, False]]),
+    }
+    nothing = torch.zeros(3, 2, dtype=torch.bool)
+    loss = cprd_loss(similarity, teacher, nothing, **batch, directions="both", valid_margin=1.5, reduction="sum")
+    # Document 0 (positive 5): query 1 at 4 is within 1.5, query 2 is not. Document 1 (positive 5): none is.
+    expected = torch.logsumexp(torch.tensor([0.5, 0.3], dtype=torch.float64) / TEMPERATURE, 0) - 0.5 / TEMPERATURE
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
 def test_both_directions_add_the_lists_of_queries_that_documents_rank():
@@ -123,6 +150,9 @@ def test_options_see_only_the_teachers_order_too():
         ({"directions": "sideways"}, "unknown directions 'sideways'"),
         ({"valid_margin": 0.0}, "valid_margin must be a positive finite number, got 0"),
         ({"positive": torch.tensor([9, 0, 0])}, r"positive\[0\] is 9"),
+        ({"queue_embeddings": torch.zeros(2, 4)}, "need query_embeddings"),
+        ({"queue_embeddings": torch.zeros(2, 4), "query_embeddings": torch.zeros(1, 4)}, r"\(1, 4\)"),
+        ({"queue_embeddings": torch.full((2, 4), math.nan), "query_embeddings": torch.zeros(3, 4)}, "8 NaN"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

@@ -19,7 +19,7 @@ from pipelines.objectives.list_kl import list_kl_loss
 from pipelines.objectives.list_net import list_net_loss
 from pipelines.objectives.m3_kd import m3_kd_loss
 from pipelines.objectives.margin_mse import margin_mse_loss
-from pipelines.objectives.positive_cross_entropy import ranker_loss
+from pipelines.objectives.ranker_loss import ranker_loss
 from pipelines.objectives.rocketqa_v2 import rocketqa_v2_loss
 from pipelines.objectives.z_loss import z_loss
 

@@ -44,8 +44,8 @@ def choices(annotation: Any) -> tuple[Any, ...]:
     return tuple(choice for inner in typing.get_args(annotation) for choice in choices(inner))
 
 
-LIBRARY_ONLY = {"valid", "queue_scores", "weights", "relevance_weights", "mixing"}
-"""Optional tensors that no step of a job offers; for callers of the functions."""
+LIBRARY_ONLY = {"valid", "queue_embeddings", "weights", "relevance_weights", "mixing", "grades"}
+"""Optional arguments that neither a step of a job offers nor a term sets; for callers of the functions."""
 
 every_objective = pytest.mark.parametrize(("name", "info"), OBJECTIVES.items(), ids=OBJECTIVES.keys())
 
@@ -63,6 +63,17 @@ def test_every_tensor_a_function_needs_is_one_that_steps_offer(name, info):
 
 
 @every_objective
+def test_a_term_sees_the_head_that_its_tensors_are_about(name, info):
+    """What must match the teacher is not what places positives: with dual heads they are kept apart."""
+    if any(tensor.startswith("previous_") for tensor in info.tensors):
+        assert info.term.VIEW == "served"
+    elif {"teacher_scores", "batch_teacher_scores"} & set(info.required_tensors):
+        assert info.term.VIEW == "distillation"
+    else:
+        assert info.term.VIEW == "contrastive"
+
+
+@every_objective
 def test_what_may_be_learned_is_a_parameter_and_takes_a_tensor(name, info):
     """A learned temperature arrives as a tensor: its gradient must reach it."""
     for parameter in info.term.LEARNABLE:
@@ -76,7 +87,8 @@ def test_what_may_be_learned_is_a_parameter_and_takes_a_tensor(name, info):
 
 def test_the_objectives_known_to_learn_something_of_their_own_do():
     """Guards the test above: it would pass on an empty registry of learnable parameters."""
-    assert {name for name, info in OBJECTIVES.items() if info.term.LEARNABLE} == {"info_nce", "siglip", "amcl"}
+    learning = {name for name, info in OBJECTIVES.items() if info.term.LEARNABLE}
+    assert learning == {"info_nce", "siglip", "amcl", "binary_kl", "binary_kl_norm"}
 
 
 @every_objective

@@ -33,7 +33,7 @@ from pipelines.objectives.iqr_filter import iqr_filter
 from pipelines.objectives.metrix import metrix_loss
 from pipelines.objectives.mochi import mochi_loss
 from pipelines.objectives.safe_negatives import safe_negatives
-from pipelines.objectives.uniformity_alignment import uniformity_alignment_loss
+from pipelines.objectives.uniformity_alignment import modality_gap, uniformity_alignment_loss
 from pipelines.objectives.unpg import unpg_loss
 
 
@@ -42,12 +42,19 @@ def checked(values):
 
 
 @several
-@given(seeds, st.sampled_from([None, 0.0, 1.5]))
-def test_safe_negatives_are_neither_relevant_nor_liked_by_the_teacher(seed, margin):
+@given(seeds, st.sampled_from([None, 0.0, 1.5]), st.sampled_from([None, 0.5, 0.9]))
+def test_safe_negatives_are_neither_relevant_nor_liked_by_the_teacher(seed, margin, threshold):
     values = batch(seed)
-    safe = safe_negatives(checked(values), values["batch_teacher_scores"], values["scored"], margin, objective="any")
+    safe = safe_negatives(
+        checked(values),
+        values["batch_teacher_scores"],
+        values["scored"],
+        margin,
+        objective="any",
+        teacher_threshold=threshold,
+    )
     for i in range(QUERIES):
-        expected = plainly_safe(values, i, margin) if i in taught(values) else []
+        expected = plainly_safe(values, i, margin, threshold) if i in taught(values) else []
         assert safe[i].nonzero().squeeze(1).tolist() == expected
 
 
@@ -69,6 +76,20 @@ def test_half_precision_scores_are_compared_in_float32():
     assert bool(safe[:, 1:].all())
 
 
+@pytest.mark.parametrize(("threshold", "safe"), [(0.0, 0), (0.5, 3), (1 - 1e-12, 5), (1.0, 6), (None, 6)])
+def test_a_threshold_is_compared_as_a_logit(threshold, safe):
+    """In float32 the sigmoid of 20 and of 40 is 1, and each would be relevant with a probability of 1."""
+    values = batch(1)
+    values["positive_document"] = torch.zeros_like(values["positive_document"])
+    values["scored"] = torch.ones_like(values["scored"])
+    values["relevant"] = torch.arange(DOCUMENTS).expand(QUERIES, -1) > 6
+    teacher = torch.tensor([0.0, -40.0, -20.0, -0.001, 0.0, 20.0, 40.0] + [0.0] * (DOCUMENTS - 7)).expand(QUERIES, -1)
+    found = safe_negatives(
+        checked(values), teacher, values["scored"], None, objective="any", teacher_threshold=threshold
+    )
+    assert found.sum(dim=1).tolist() == [safe] * QUERIES
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
@@ -79,6 +100,8 @@ def test_half_precision_scores_are_compared_in_float32():
         ({"scored": torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)}, "batch_teacher_scores has .* NaN"),
         ({"teacher_margin": -1.0}, "teacher_margin must be .* -1.0"),
         ({"teacher_margin": math.nan}, "teacher_margin must be .* nan"),
+        ({"teacher_threshold": 1.5}, "teacher_threshold must be a probability, got 1.5"),
+        ({"teacher_threshold": math.nan}, "teacher_threshold must be .* nan"),
     ],
 )
 @pytest.mark.parametrize("loss", [mochi_loss, metrix_loss])
@@ -87,17 +110,19 @@ def test_wrong_teacher_inputs_are_refused_by_name(loss, change, complaint):
         loss(**(batch(0) | change))
 
 
-def plain_cwcl(values, temperature, exponent, weights=None):
+def plain_cwcl(values, temperature, exponent, weights=None, teacher_temperature=1.0, weighting="sigmoid"):
     logits = values["query_embeddings"] @ values["document_embeddings"].T / temperature
     positive, relevant = values["positive_document"], values["relevant"]
     forward, backward = [], []
     for i in taught(values):
         row = torch.zeros(DOCUMENTS, dtype=torch.float64)
+        teacher = values["batch_teacher_scores"][i] / teacher_temperature
+        whole = teacher[values["scored"][i]].exp().sum()
         for j in range(DOCUMENTS):
             if relevant[i, j]:
                 row[j] = 1
             elif values["scored"][i, j]:
-                row[j] = torch.sigmoid(values["batch_teacher_scores"][i, j])
+                row[j] = torch.sigmoid(teacher[j]) if weighting == "sigmoid" else teacher[j].exp() / whole
         row = (row if weights is None else weights[i]) ** exponent
         forward.append(-(row / row.sum() * logits[i].log_softmax(0)).sum())
         rivals = [k for k in taught(values) if k == i or not relevant[k, positive[i]]]
@@ -114,6 +139,24 @@ def test_cwcl_is_the_plain_sum_of_its_two_directions(seed, exponent, own_weights
     )
     loss = cwcl_loss(**values, weights=weights, temperature=0.3, weight_exponent=exponent)
     close(loss, plain_cwcl(values, 0.3, exponent, weights))
+
+
+@several
+@given(seeds, st.sampled_from([0.5, 4.0]), st.sampled_from(["sigmoid", "softmax"]))
+def test_cwcl_weighs_by_the_teachers_sigmoid_or_softmax(seed, temperature, weighting):
+    values = batch(seed)
+    values["scored"][4] = False  # a list that nobody scored: only what is relevant is left
+    options = {"teacher_temperature": temperature, "weighting": weighting}
+    close(cwcl_loss(**values, temperature=0.3, **options), plain_cwcl(values, 0.3, 1.0, **options))
+
+
+def test_only_softmax_weights_forget_a_number_added_to_a_querys_logits():
+    """A teacher trained listwise is the same teacher after that; its sigmoid is not."""
+    values = batch(4)
+    moved = values | {"batch_teacher_scores": values["batch_teacher_scores"] + torch.arange(QUERIES).unsqueeze(1)}
+    for weighting, same in (("softmax", True), ("sigmoid", False)):
+        before, after = (cwcl_loss(**v, weighting=weighting) for v in (values, moved))
+        assert torch.allclose(before, after, rtol=1e-9) is same
 
 
 def test_a_query_without_a_positive_takes_no_part_in_either_direction_of_cwcl():
@@ -142,6 +185,8 @@ def test_one_query_has_no_other_direction_in_cwcl():
         ({"weights": torch.full((QUERIES, DOCUMENTS), math.nan)}, "weights has .* NaN"),
         ({"weight_exponent": 0.0}, "weight_exponent must be .* 0.0"),
         ({"temperature": -1.0}, "temperature must be .* -1.0"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature must be .* 0.0"),
+        ({"weighting": "linear"}, "unknown weighting 'linear'"),
     ],
 )
 def test_wrong_weights_and_parameters_of_cwcl_are_refused(change, complaint):
@@ -197,6 +242,28 @@ def test_alignment_pulls_a_pair_together_and_uniformity_pushes_strangers_apart()
     assert nearer("alignment_weight", lambda q: q[0] @ documents[0])
     assert not nearer("uniformity_weight", lambda q: q[0] @ q[1])
     assert not nearer("cross_weight", lambda q: q[0] @ documents[1])
+
+
+def test_the_modality_gap_is_the_distance_of_the_two_means_and_training_closes_it():
+    """Two towers that start on opposite sides of the sphere; what the docstring tells to look at must move."""
+    queries = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+    documents = torch.tensor([[-0.6, 0.8], [-1.0, 0.0], [-0.8, -0.6]])
+    assert float(modality_gap(queries, documents)) == pytest.approx(math.hypot(0.8 + 0.8, 0.4 - 0.2 / 3))
+    assert float(modality_gap(queries, queries)) == 0
+
+    generator = torch.Generator().manual_seed(3)
+    away = torch.tensor([3.0, 0.0, 0.0, 0.0])
+    towers = [torch.randn(6, 4, generator=generator) + side for side in (away, -away)]
+    towers = [functional.normalize(tower, dim=1).requires_grad_() for tower in towers]
+    before = modality_gap(*(tower.detach() for tower in towers))
+    optimizer = torch.optim.SGD(towers, lr=0.5)
+    for _ in range(30):
+        optimizer.zero_grad()
+        uniformity_alignment_loss(*towers, torch.arange(6)).backward()
+        optimizer.step()
+    after = modality_gap(*(functional.normalize(tower.detach(), dim=1) for tower in towers))
+    assert float(before) > 1.5
+    assert float(after) < 0.5
 
 
 @pytest.mark.parametrize("parameter", ["alignment_weight", "uniformity_weight", "cross_weight", "sharpness"])

@@ -18,6 +18,7 @@ from synthetic_batch import (
     close,
     cosine,
     mean,
+    plainly_mixable,
     plainly_safe,
     seeds,
     several,
@@ -32,9 +33,10 @@ from pipelines.objectives.metrix import metrix_loss
 from pipelines.objectives.mochi import Mixing, draw_mixing, hardest_negatives, mixtures_with_queries, mochi_loss
 
 
-def drawn(values, hardest, margin, sizes=(7, 5), share=0.9, seed=0):
-    safe = [len(plainly_safe(values, i, margin)) if i in taught(values) else 0 for i in range(QUERIES)]
-    available = torch.tensor(safe).clamp(max=hardest)
+def drawn(values, hardest, mixable, sizes=(7, 5), share=0.9, seed=0):
+    """Random choices from the columns that each taught query may mix."""
+    counts = [len(mixable(values, i)) if i in taught(values) else 0 for i in range(QUERIES)]
+    available = torch.tensor(counts).clamp(max=hardest)
     return draw_mixing(available, *sizes, share, generator=torch.Generator().manual_seed(seed)), available
 
 
@@ -68,21 +70,22 @@ def plain_points(values, i, hard, mixing):
 
 
 @several
-@given(seeds, st.booleans(), st.sampled_from([None, 0.0, 1.0]))
-def test_mochi_is_info_nce_with_the_mixtures_as_further_negatives(seed, unit, margin):
+@given(seeds, st.booleans(), st.sampled_from([None, 0.0, 1.0]), st.sampled_from([None, 0.5, 0.9]))
+def test_mochi_is_info_nce_with_the_mixtures_as_further_negatives(seed, unit, margin, threshold):
     """Unit vectors and others, few safe negatives and many, caps that bite (a share of up to 0.9)."""
     values = batch(seed, unit=unit)
-    mixing, _ = drawn(values, 4, margin)
+    mixing, _ = drawn(values, 4, lambda v, i: plainly_mixable(v, i, margin, threshold))
     losses = []
     for i in taught(values):
         query, documents = values["query_embeddings"][i], values["document_embeddings"]
-        safe = plainly_safe(values, i, margin)
-        hard = sorted(safe, key=lambda j: -float(query @ documents[j]))[:4]
+        safe, mixable = plainly_safe(values, i, margin, threshold), plainly_mixable(values, i, margin, threshold)
+        hard = sorted(mixable, key=lambda j: -float(query @ documents[j]))[:4]
         points = plain_points(values, i, hard, mixing)
         positive = values["positive_document"][i]
         others = torch.stack([query @ x for x in [*documents[[int(positive), *safe]], *points]]) / 0.2
         losses.append(others.logsumexp(0) - others[0])
-    loss = mochi_loss(**values, mixing=mixing, temperature=0.2, hardest=4, teacher_margin=margin)
+    rules = {"teacher_margin": margin, "teacher_threshold": threshold}
+    loss = mochi_loss(**values, mixing=mixing, temperature=0.2, hardest=4, **rules)
     torch.testing.assert_close(loss, mean(losses), rtol=1e-6, atol=1e-7)
 
 
@@ -139,31 +142,74 @@ def test_draws_repeat_with_their_generator_and_with_torchs_own_seed():
     assert not same(once, draw_mixing(available, 8, 4, 0.5))
 
 
-def test_what_the_teacher_calls_relevant_is_neither_mixed_nor_pushed_away():
-    """Such a document could as well be absent: it gets no gradient, and its place changes nothing."""
+@pytest.mark.parametrize(
+    ("logit", "rules"),
+    [(5.0, {"teacher_threshold": None}), (3.9, {"teacher_margin": None}), (3.9, {}), (-0.5, {"teacher_margin": 5.0})],
+)
+def test_what_the_teacher_calls_relevant_is_neither_mixed_nor_pushed_away(logit, rules):
+    """Such a document could as well be absent: it gets no gradient, and its place changes nothing.
+
+    It is called so by its distance to the positive (4.0) or by its probability: 3.9 is one of .98.
+    """
     values = batch(5)
     values["relevant"] = None
     values["scored"] = torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)
-    values["batch_teacher_scores"] = torch.zeros(QUERIES, DOCUMENTS)
-    values["batch_teacher_scores"][:, 9] = 5.0
+    values["batch_teacher_scores"] = torch.full((QUERIES, DOCUMENTS), -3.0)
+    values["batch_teacher_scores"][:, 9] = logit
     values["batch_teacher_scores"][torch.arange(QUERIES), values["positive_document"].clamp(min=0)] = 4.0
     documents = values["document_embeddings"]
     documents[9] = 3 * values["query_embeddings"].mean(dim=0)  # would be the hardest negative
-    mixing, _ = drawn(values | {"relevant": torch.zeros(QUERIES, DOCUMENTS, dtype=torch.bool)}, 4, 0.0)
+    mixing, _ = drawn(values, 4, lambda v, i: [j for j in range(DOCUMENTS) if j not in (9, v["positive_document"][i])])
     documents.requires_grad_()
-    loss = mochi_loss(**values, mixing=mixing, hardest=4)
+    loss = mochi_loss(**values, mixing=mixing, hardest=4, **rules)
     loss.backward()
     assert not bool(documents.grad[9].any())
     moved = documents.detach().clone()
     moved[9] = -moved[9]
-    assert torch.equal(loss, mochi_loss(**(values | {"document_embeddings": moved}), mixing=mixing, hardest=4))
-    assert loss < mochi_loss(**values, mixing=mixing, hardest=4, teacher_margin=None)
+    elsewhere = values | {"document_embeddings": moved}
+    assert torch.equal(loss, mochi_loss(**elsewhere, mixing=mixing, hardest=4, **rules))
+    assert loss < mochi_loss(**values, mixing=mixing, hardest=4, teacher_margin=None, teacher_threshold=None)
+
+
+@pytest.mark.parametrize("loss", [mochi_loss, metrix_loss])
+def test_what_the_teacher_never_scored_is_never_mixed(loss):
+    """The hardest document of the batch is another query's: nobody has judged it for this one."""
+    values = batch(5) | {"relevant": None}
+    values["scored"] = torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)
+    values["batch_teacher_scores"] = torch.full((QUERIES, DOCUMENTS), -3.0)
+    values["document_embeddings"][9] = 3 * values["query_embeddings"].mean(dim=0)
+    values["document_embeddings"].requires_grad_()
+
+    def influence(scored, **options):
+        """How strongly document 9 is pulled or pushed."""
+        scored = values["scored"].clone().index_fill_(1, torch.tensor([9]), scored)
+        torch.manual_seed(0)
+        made = loss(**(values | {"scored": scored}), **options)
+        return float(torch.autograd.grad(made, values["document_embeddings"])[0][9].abs().sum())
+
+    if loss is metrix_loss:
+        assert influence(scored=True) > 0
+        assert influence(scored=False) == 0
+    else:
+        assert influence(scored=False) > 0, "it stays a negative in the denominator"
+        torch.manual_seed(0)
+        unmixed = float(mochi_loss(**values, negative_mixtures=0, query_mixtures=0))
+        nobody = values | {"scored": torch.zeros_like(values["scored"])}
+        assert float(mochi_loss(**nobody)) == unmixed
+        assert float(mochi_loss(**values)) > unmixed
+
+
+def test_without_teacher_scores_every_negative_may_be_mixed():
+    """Library use: nobody has scored anything, so the labels alone say what is relevant."""
+    values = without_teacher(batch(5))
+    assert mochi_loss(**values) > mochi_loss(**values, negative_mixtures=0, query_mixtures=0)
+    assert metrix_loss(**values) > 0
 
 
 def test_mixtures_are_constants():
     """The gradient is that of the same points handed in as numbers."""
     values = without_teacher(batch(6))
-    mixing, available = drawn(batch(6), 4, None)
+    mixing, available = drawn(values, 4, lambda v, i: (~v["relevant"][i]).nonzero().squeeze(1).tolist())
     leaves = [values[n].clone().requires_grad_() for n in ("query_embeddings", "document_embeddings")]
     mochi_loss(*leaves, *list(values.values())[2:3], relevant=values["relevant"], mixing=mixing, hardest=4).backward()
 
@@ -216,16 +262,16 @@ def test_wrong_parameters_of_mochi_are_refused(parameter, value):
 
 
 @several
-@given(seeds, st.integers(1, 30), st.sampled_from([None, 0.0]))
-def test_metrix_mixes_the_positive_with_the_hardest_safe_negatives(seed, hardest, margin):
+@given(seeds, st.integers(1, 30), st.sampled_from([None, 0.0]), st.sampled_from([None, 0.5, 0.9]))
+def test_metrix_mixes_the_positive_with_the_hardest_safe_negatives(seed, hardest, margin, threshold):
     values = batch(seed, unit=False)
     generator = torch.Generator().manual_seed(seed)
     share = torch.rand(QUERIES, min(hardest, DOCUMENTS), generator=generator, dtype=torch.float64)
     queries, documents = functional.normalize(values["query_embeddings"], dim=1), values["document_embeddings"]
     near, far = [], []
     for i in taught(values):
-        safe = plainly_safe(values, i, margin)
-        hard = sorted(safe, key=lambda j: -float(cosine(queries[i], documents[j])))[:hardest]
+        mixable = plainly_mixable(values, i, margin, threshold)
+        hard = sorted(mixable, key=lambda j: -float(cosine(queries[i], documents[j])))[:hardest]
         for place, j in enumerate(hard):
             lam = share[i, place]
             mixed = lam * documents[values["positive_document"][i]] + (1 - lam) * documents[j]
@@ -233,8 +279,8 @@ def test_metrix_mixes_the_positive_with_the_hardest_safe_negatives(seed, hardest
             near.append(lam * (distance - 0.1).relu())
             far.append((1 - lam) * (0.9 - distance).relu())
     expected = mean([t for t in near if t > 0]) + mean([t for t in far if t > 0])
-    margins = {"positive_margin": 0.1, "negative_margin": 0.9}
-    close(metrix_loss(**values, mixing=share, hardest=hardest, teacher_margin=margin, **margins), expected)
+    options = {"positive_margin": 0.1, "negative_margin": 0.9, "teacher_margin": margin, "teacher_threshold": threshold}
+    close(metrix_loss(**values, mixing=share, hardest=hardest, **options), expected)
 
 
 def test_metrix_draws_one_share_per_batch_or_one_per_pair():

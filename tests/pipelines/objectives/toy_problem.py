@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from sample_inputs import call, completed
@@ -115,13 +116,15 @@ def ndcg_at_10(here: World, projection: Tensor) -> float:
     return float((found / (gains.topk(10, dim=1).values * discount).sum(dim=1)).mean())
 
 
-def stored_trajectory(name: str) -> list[float]:
-    """The losses of this objective's first steps, as they are stored."""
-    return list(json.loads(TRAJECTORIES.read_text(encoding="utf-8"))[name])
+def stored(name: str) -> dict[str, Any]:
+    """`losses` of this objective's first steps and `ndcg_at_10` after all, as they were when stored."""
+    return dict(json.loads(TRAJECTORIES.read_text(encoding="utf-8"))[name])
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    everything = world()
-    curves = {name: trained(name, everything, STEPS_STORED)[0] for name in sorted(OBJECTIVES)}
-    TRAJECTORIES.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    everything, runs = world(), {}
+    for objective in sorted(OBJECTIVES):
+        values, learned = trained(objective, everything, STEPS)
+        runs[objective] = {"ndcg_at_10": ndcg_at_10(everything, learned), "losses": values[:STEPS_STORED]}
+    TRAJECTORIES.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")

@@ -13,12 +13,14 @@ from jobs_for_tests import list_rows, run, student_bytes
 from tiny import NUM_POOL, NUM_TEST, NUM_TRAIN, RecordingJournal, tiny_spec
 
 from pipelines import control
+from pipelines.candidates.miner import mine_once
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import CheckpointError, DataError, ModelError
 from pipelines.evaluation.result import EvaluationResult
 from pipelines.ranked.schema import EVALUATION_ROUND
-from pipelines.rounds import loop_settings, mine_once, training_queries
+from pipelines.rounds import training_queries
 from pipelines.training.loop import LoopSettings
+from pipelines.training.settings import loop_settings
 
 NUM_QUERIES = NUM_TRAIN + NUM_POOL
 

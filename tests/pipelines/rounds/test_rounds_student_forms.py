@@ -45,6 +45,6 @@ def test_what_the_job_measured_is_what_sentence_transformers_loads(
 
     (snapshot,) = [load_file(path) for path in job.rglob("snapshots/round-0.safetensors")]
     for head in ("contrastive", "distillation"):
-        weight = snapshot[f"heads.{head}.weight"].numpy()
+        weight = snapshot[f"student.heads.{head}.weight"].numpy()
         start = np.eye(len(weight))
         assert np.abs(weight @ weight.T - start).max() > 1e-3, f"the {head} head never learned"

@@ -92,6 +92,38 @@ def test_a_huge_value_is_not_echoed_whole() -> None:
 IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
     ({"training.candidates_per_query": 7}, "training.candidates_per_query", "7 is more than"),
     ({"training.objective": [{"name": "margin_mse"}]}, "training.objective.0", "cosines"),
+    ({"training.objective": [{"name": "margin_mse", "scale": 0.9}]}, "training.objective.0", "its scale is 0.9"),
+    (
+        {"training.objective": [{"name": "list_kl"}], "student.heads": {"serve": "contrastive"}},
+        "training.objective",
+        "the contrastive head is served",
+    ),
+    (
+        {"training.objective": [{"name": "info_nce"}, {"name": "list_kl", "weight": 0}], "student.heads": {}},
+        "training.objective",
+        "the distillation head is served",
+    ),
+    ({"training.objective": [{"name": "list_kl"}, {"name": "nspt"}]}, "training.objective.1", "student.num_layers"),
+    (
+        {
+            "training.objective": [{"name": "list_kl"}, {"name": "info_nce"}, {"name": "nspt"}],
+            "student.heads": {},
+            "student.num_layers": None,
+        },
+        "training.objective.2",
+        "student.heads makes another student",
+    ),
+    (
+        {"training.objective": [{"name": "amcl"}], "student.matryoshka": {"dimensions": [16]}},
+        "training.objective.0",
+        "the heads of a prefix",
+    ),
+    (
+        {"training.positives_per_query": 4, "training.candidates_per_query": 4},
+        "training.positives_per_query",
+        "leaves no room for a negative",
+    ),
+    ({"training.objective": [{"name": "info_nce", "learn": ["scale"]}]}, "training.objective.0.learn", "cannot be"),
     ({"training.objective": [{"name": "list_kl", "weight": 0}]}, "training", "weight above 0"),
     ({"training.objective": []}, "training", "at least one term"),
     ({"candidates.bm25": None, "candidates.dense": None}, "candidates", "at least one source"),

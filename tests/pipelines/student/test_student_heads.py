@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipelines.candidates.miner import embed_corpus
 from pipelines.corpus.dataset import Dataset
-from pipelines.errors import ObjectiveError
-from pipelines.spec import StudentSpec
+from pipelines.errors import ModelError, ObjectiveError
+from pipelines.spec import DualHeadSpec, ModelSpec, StudentSpec
 from pipelines.student.export import export_student
 from pipelines.student.heads import interpolated_probabilities
 from pipelines.student.model import DualEncoder, load_student
@@ -301,3 +301,15 @@ def test_an_impossible_interpolation_is_refused(parameters: dict[str, float], me
 def test_heads_that_score_different_lists_are_refused() -> None:
     with pytest.raises(ObjectiveError, match=r"\(2, 3\) and .* \(2, 4\)"):
         interpolated_probabilities(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_an_exported_student_with_heads_is_not_taken_for_its_encoder(encoder_folder: Path, tmp_path: Path) -> None:
+    """Without its Dense module it would be another student, and nothing would say so."""
+    spec = StudentSpec(model=ModelSpec(id="encoder"), max_length=32, heads=DualHeadSpec())
+    student = load_student(encoder_folder, spec, dropout=0.0, device=torch.device("cpu"))
+    folder = export_student(student, tmp_path / "student")
+    plain = spec.model_copy(update={"heads": None})
+    with pytest.raises(ModelError, match=r"Dense module .* without its modules\.json"):
+        load_student(folder, plain, dropout=0.0, device=torch.device("cpu"))
+    (folder / "modules.json").unlink()
+    assert load_student(folder, plain, dropout=0.0, device=torch.device("cpu")).dimension == 32

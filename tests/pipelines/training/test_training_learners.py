@@ -24,7 +24,6 @@ from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.list_kl import list_kl_loss
 from pipelines.objectives.margin_mse import margin_mse_loss
 from pipelines.ranked.tail import StreamPosition
-from pipelines.rounds import loop_settings
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.contract import contract_of
@@ -34,6 +33,7 @@ from pipelines.training.label_only import train_label_only
 from pipelines.training.labelled import labelled_rows
 from pipelines.training.loop import StepReport
 from pipelines.training.ranker import new_ranker, ranker_losses, save_ranker
+from pipelines.training.settings import loop_settings
 from pipelines.training.student_step import StudentStep
 from pipelines.training.teacher import learn_teacher, teacher_key
 
@@ -261,10 +261,10 @@ def test_each_term_gets_the_positives_it_is_about(dataset: Dataset, labelled: pa
     expected = {
         "cprd": cprd_loss(*lists, positives=batch.judged_positive, temperature=0.05, reduction="mean_over_terms"),
         "list_kl": list_kl_loss(*lists, temperature=0.05),
-        "margin_mse": margin_mse_loss(*lists, positive=batch.positive, scale=0.1),
+        "margin_mse": margin_mse_loss(*lists, positive=batch.positive, scale=10.0),
         "info_nce": info_nce_loss(queries, documents, rows, relevant=batch.relevant, temperature=0.05),
     }
-    terms = [{"name": name} | ({"scale": 0.1} if name == "margin_mse" else {}) for name in expected]
+    terms = [{"name": name} | ({"scale": 10.0} if name == "margin_mse" else {}) for name in expected]
     spec = tiny_spec(training={"candidates_per_query": 4, "objective": terms})
     losses = StudentStep(student, spec.training.objective, dtype="fp32")(batch)
     for name, value in expected.items():
@@ -272,7 +272,7 @@ def test_each_term_gets_the_positives_it_is_about(dataset: Dataset, labelled: pa
 
 
 @pytest.mark.parametrize(
-    "term", [{"name": "info_nce"}, {"name": "cprd"}, {"name": "list_kl"}, {"name": "margin_mse", "scale": 0.1}]
+    "term", [{"name": "info_nce"}, {"name": "cprd"}, {"name": "list_kl"}, {"name": "margin_mse", "scale": 10.0}]
 )
 def test_a_batch_without_any_positive_still_makes_a_step(
     dataset: Dataset, labelled: pa.Table, encoder_folder: Path, term: dict[str, Any]

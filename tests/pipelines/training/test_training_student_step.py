@@ -16,6 +16,7 @@ from learners_for_tests import first_batch, fresh_student
 from tiny import tiny_spec
 
 from pipelines.corpus.dataset import Dataset
+from pipelines.errors import ModelError
 from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.list_kl import list_kl_loss
 from pipelines.objectives.nspt import nspt_loss
@@ -28,7 +29,7 @@ from pipelines.training.batches import ListBatch
 from pipelines.training.checkpoints import Checkpoints
 from pipelines.training.loop import LoopSettings, train
 from pipelines.training.step_tensors import list_scores, step_tensors
-from pipelines.training.student_step import StudentStep, needs_previous_student
+from pipelines.training.student_step import StudentStep, needs_previous_student, require_fitting
 
 SETTINGS = LoopSettings(
     total_steps=6, learning_rate=1e-2, warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, checkpoint_every_steps=2
@@ -36,9 +37,10 @@ SETTINGS = LoopSettings(
 
 
 def spec_of(*terms: dict[str, Any], **student: Any) -> DistillationSpec:
-    data = tiny_spec(training={"objective": list(terms), "candidates_per_query": 4}).model_dump()
-    data["student"] |= student
-    return DistillationSpec.model_validate(data)
+    """A whole checkpoint, so that every objective accepts it."""
+    return tiny_spec(
+        training={"objective": list(terms), "candidates_per_query": 4}, student={"num_layers": None} | student
+    )
 
 
 @pytest.fixture
@@ -189,13 +191,56 @@ def test_a_learned_temperature_moves_and_survives_a_crash(
     assert resumed == whole[4:], "from the checkpoint after step 4, bit by bit"
 
 
-def test_a_learned_temperature_stays_where_softmax_is_not_one_hot(batch: ListBatch, encoder_folder: Path) -> None:
-    spec = spec_of({"name": "info_nce", "temperature": 0.05, "learn": ["temperature"]})
+@pytest.mark.parametrize(
+    ("term", "parameter", "beyond", "bound"),
+    [
+        ({"name": "info_nce", "temperature": 0.05}, "temperature", -20.0, 0.01),
+        ({"name": "info_nce", "temperature": 0.003}, "temperature", -20.0, 0.003),
+        ({"name": "siglip", "scale": 10.0}, "scale", 20.0, 100.0),
+        ({"name": "siglip", "scale": 150.0}, "scale", 20.0, 150.0),
+    ],
+)
+def test_a_learned_number_stays_where_softmax_is_not_one_hot_and_can_come_back(
+    batch: ListBatch, encoder_folder: Path, term: dict[str, Any], parameter: str, beyond: float, bound: float
+) -> None:
+    """Clamped in the graph it would have no gradient at the bound, and stay there for good."""
+    spec = spec_of(term | {"learn": [parameter]})
     step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+    (learned,) = step.learned.parameters()
     with torch.no_grad():
-        for parameter in step.learned.parameters():
-            parameter.fill_(-20.0)
-    assert step(batch)["info_nce.temperature"].item() == pytest.approx(0.01)
+        learned.fill_(beyond)
+    losses = step(batch)
+    losses["loss"].backward()
+    assert losses[f"{term['name']}.{parameter}"].item() == pytest.approx(bound, rel=1e-5)
+    assert learned.grad is not None
+    assert learned.grad.item() != 0
+
+
+def test_what_the_objective_learns_has_a_learning_rate_of_its_own(batch: ListBatch, encoder_folder: Path) -> None:
+    """At the student's rate, a temperature would not get anywhere within an epoch."""
+
+    def moved(rate: float) -> float:
+        spec = spec_of({"name": "info_nce", "temperature": 0.2, "learn": ["temperature"]})
+        step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+        settings = dataclasses.replace(SETTINGS, learning_rate=1e-9, learning_rates={"learned": rate})
+        train(step, step, lambda _: iter([(batch, StreamPosition(0, 1))]), settings, on_step=lambda _: None)
+        return abs(step.learned.report(spec.training.objective)["info_nce.temperature"].item() - 0.2)
+
+    assert moved(1e-2) > 100 * moved(1e-5) > 0
+
+
+@pytest.mark.parametrize(
+    ("student", "width"), [({}, 32), ({"heads": {"serve": "contrastive", "dimension": 12}}, 12)], ids=str
+)
+def test_heads_that_do_not_divide_a_vector_are_refused_before_anything_is_mined(
+    encoder_folder: Path, student: dict[str, Any], width: int
+) -> None:
+    fitting, other = ({"name": "amcl", "heads": heads} for heads in (4, 5))
+    spec = spec_of(fitting, **student)
+    require_fitting(fresh_student(encoder_folder, spec), spec.training.objective)
+    spec = spec_of(other, **student)
+    with pytest.raises(ModelError, match=rf"training\.objective\.0\.heads: amcl cannot cut {width} .* into 5"):
+        require_fitting(fresh_student(encoder_folder, spec), spec.training.objective)
 
 
 def test_heads_have_a_temperature_each(batch: ListBatch, encoder_folder: Path) -> None:

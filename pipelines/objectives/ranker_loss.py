@@ -1,4 +1,4 @@
-"""Positive cross-entropy: softmax over one list, the positive's column is the class.
+"""Ranker loss: softmax over one list, the positive's column is the class.
 
     L = mean_i - log( exp(t_i,pos) / sum_j exp(t_ij) )        over the real candidates, temperature 1
 

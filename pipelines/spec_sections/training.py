@@ -1,0 +1,74 @@
+"""Sections about training: the objective, which candidates of a list take part, how the optimizer moves."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipelines.objective_terms import InfoNCE, ListKL, ObjectiveTerm
+from pipelines.spec_sections.base import LearningRate, Positive, Section, TrainingDtype
+
+__all__ = ["NegativeSampling", "TrainingSpec"]
+
+
+class NegativeSampling(Section):
+    """Which of a list's negatives take part in a step, where the list holds more than fit."""
+
+    strategy: Literal["mixed", "simans"] = "mixed"
+    """`mixed`: one half the teacher's best, the other half at random. `simans`: at random, likelier the nearer the
+    teacher's score is to that of the positive (SimANS, EMNLP 2022); a query without a positive is drawn `mixed`."""
+    a: Annotated[float, Field(ge=0, le=1e6)] = 0.5
+    """`simans`: how sharply the weight exp(-a (score - score of the positive - b)^2) falls."""
+    b: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
+    """`simans`: how far above the positive's score, in teacher logits, the weight peaks; below 0 under it."""
+    form: Literal["paper", "code", "ms_marco"] = "paper"
+    """`simans`: the official code adds b instead of subtracting it; its MS MARCO script weighs by exp(-a |difference|)."""
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if self.strategy == "mixed" and (self.a, self.b, self.form) != (0.5, 0.0, "paper"):
+            raise ValueError(
+                f"a {self.a}, b {self.b} and form {self.form!r} belong to strategy 'simans'; 'mixed' does not read them"
+            )
+        return self
+
+
+class TrainingSpec(Section):
+    """How the student learns from the ranked lists. One pass per epoch over every usable query."""
+
+    objective: tuple[ObjectiveTerm, ...] = (
+        ListKL(name="list_kl"),
+        InfoNCE(name="info_nce"),
+    )
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 1
+    queries_per_step: Positive = 16
+    candidates_per_query: Annotated[int, Field(ge=2, le=4096)] = 8
+    positives_per_query: Positive = 1
+    """At most so many of a query's judged positives in one list (`decoupled_softmax`, `sup_con` and `soft_top_k` use
+    several)."""
+    use_labels: bool = True
+    """False: labels teach the teacher only, and the student treats labelled queries as unlabelled ones."""
+    negatives: NegativeSampling = NegativeSampling()
+    learning_rate: LearningRate = 3e-4
+    objective_learning_rate: LearningRate = 1e-2
+    """Of what terms name under `learn`, on the same schedule: few numbers, which must get somewhere in one epoch."""
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dtype: TrainingDtype = "fp32"
+    checkpoint_every_steps: Positive = 50
+    keep_checkpoints: Positive = 2
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> Self:
+        names = [term.name for term in self.objective]
+        if len(set(names)) != len(names):
+            raise ValueError(f"objective names a term twice: {names}; its curve could not be told apart")
+        if not any(term.weight > 0 for term in self.objective):
+            raise ValueError("objective needs at least one term with a weight above 0")
+        if self.positives_per_query >= self.candidates_per_query:
+            raise ValueError(
+                f"positives_per_query: {self.positives_per_query} leaves no room for a negative among "
+                f"candidates_per_query ({self.candidates_per_query})"
+            )
+        return self
