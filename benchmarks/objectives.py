@@ -94,6 +94,7 @@ MAKERS: dict[str, Callable[[torch.Generator], Tensor]] = {
     "document_embeddings": lambda generator: _embeddings(generator, DOCUMENTS),
     "positive_document": lambda _: POSITIVES,
     "relevant": lambda _: torch.arange(DOCUMENTS) == POSITIVES.unsqueeze(1),
+    "same_query": lambda _: torch.eye(QUERIES, dtype=torch.bool),
     "batch_scores": lambda generator: _similarities(generator, DOCUMENTS),
     "batch_teacher_scores": lambda generator: _logits(generator, DOCUMENTS) * OWN_LIST,
     "scored": lambda _: OWN_LIST,

@@ -50,7 +50,7 @@ def approx_ndcg_loss(
             receives a gradient.
         mask: [queries, candidates] bool, True = real candidate; None = all.
         temperature: divides score differences; 1 / alpha of the literature.
-        grades: how a teacher score becomes a gain; a job, whose teacher scores are raw logits, always has `teacher_rank`.
+        grades: how a teacher score becomes a gain; in a job, where it is a raw logit, always by `teacher_rank`.
 
     Returns:
         Scalar in [0, 1), up to rounding.

@@ -28,7 +28,6 @@ Edges: no valid candidate, an empty list or a single candidate gives 0 with zero
 column order.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,9 +41,12 @@ from pipelines.objectives.checks import (
     require_indices,
     require_positive_number,
     score_lists,
+    working_dtype,
 )
+from pipelines.objectives.cprd_validity import ValidityRules, best_score, margin_reference, valid_prefix
 from pipelines.objectives.embedding_batch import similarities
 from pipelines.objectives.masked import teacher_order, zero_probability_logit
+from pipelines.objectives.plackett_luce import draw_costs
 
 __all__ = ["cprd_loss"]
 
@@ -92,8 +94,8 @@ def cprd_loss(
         scored: [queries, documents] bool, pairs the teacher scored: easy negatives and reverse lists follow it.
         relevant: [queries, documents] bool, pairs that are no negatives.
         query_embeddings: [queries, dimensions], for the queue only.
-        queue_embeddings: [queue, dimensions], a momentum queue of documents: constants and negatives of every query (not
-            of the reverse direction's documents). No step of a job offers it.
+        queue_embeddings: [queue, dimensions], a momentum queue of documents: constants and negatives of every query,
+            but not of the reverse direction's documents. No step of a job offers it.
         temperature: divides student scores.
         valid_threshold: valid when sigmoid(teacher score) is above it: the teacher's probability that the
             candidate is relevant, if it was trained with a binary loss.
@@ -114,7 +116,8 @@ def cprd_loss(
             that an option needs.
     """
     lists = score_lists("cprd", student_scores, teacher_scores, mask, min_width=1)
-    rules = _Rules(temperature, valid_threshold, valid_margin, max_valid, reduction)
+    require_positive_number("cprd", "temperature", temperature)
+    rules = ValidityRules(valid_threshold, valid_margin, max_valid)
     if directions not in ("query_to_document", "both"):
         raise ObjectiveError(f"cprd: unknown directions {directions!r}")
     listed = lists.mask
@@ -136,35 +139,25 @@ def cprd_loss(
         easy.append(_logits(batch.student, ~(batch.scored | batch.relevant), temperature))
     if queue_embeddings is not None:
         easy.append(_queue_scores(query_embeddings, queue_embeddings, lists.student) / temperature)
-    reference = _margin_reference(lists.teacher, lists.mask, positive)
-    loss = _ranked(lists.student, lists.teacher, listed, lists.mask, given, reference, easy, rules)
+    reference = margin_reference(lists.teacher, lists.mask, positive)
+    forward = _Lists(lists.student / temperature, lists.teacher, listed, listed & given, reference, lists.mask, easy)
+    loss = _cost(forward, rules, reduction)
     if batch is None or directions == "query_to_document":
         return loss
-
-    listed = (batch.scored & ~batch.relevant).T
-    student, teacher = batch.student.T, batch.teacher.T
-    easy = [_logits(student, ~(batch.scored | batch.relevant).T, temperature)] if easy_negatives else []
-    known = (batch.scored & batch.relevant).T
-    reference = _best(teacher, torch.where(known.any(dim=1, keepdim=True), known, listed))
-    return loss + _ranked(student, teacher, listed, listed, torch.ones_like(listed), reference, easy, rules)
+    return loss + _cost(_reverse_lists(batch, temperature, easy_negatives=easy_negatives), rules, reduction)
 
 
 @dataclass(frozen=True)
-class _Rules:
-    temperature: float
-    valid_threshold: float | None
-    valid_margin: float | None
-    max_valid: int | None
-    reduction: Reduction
+class _Lists:
+    """Lists of one direction, all [lists, candidates] but `reference` [lists, 1] and the easy negatives' logits."""
 
-    def __post_init__(self) -> None:
-        require_positive_number("cprd", "temperature", self.temperature)
-        if self.valid_threshold is not None and not 0 <= self.valid_threshold <= 1:
-            raise ObjectiveError(f"cprd: valid_threshold must be a probability, got {self.valid_threshold}")
-        if self.valid_margin is not None:
-            require_positive_number("cprd", "valid_margin", self.valid_margin)
-        if self.max_valid is not None and self.max_valid < 1:
-            raise ObjectiveError(f"cprd: max_valid must be at least 1, got {self.max_valid}")
+    logits: Tensor
+    teacher: Tensor
+    listed: Tensor
+    may_be_valid: Tensor
+    reference: Tensor
+    counted: Tensor
+    easy: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -182,76 +175,52 @@ def _scored_batch(
         raise ObjectiveError(
             "cprd: easy_negatives and directions 'both' need batch_scores, batch_teacher_scores and scored"
         )
-    lists = score_lists("cprd", student, teacher.masked_fill(~scored, 0), None, min_width=1)
-    require_bool_like("cprd", "scored", scored, student)
     if relevant is None:
         relevant = torch.zeros_like(scored)
-    require_bool_like("cprd", "relevant", relevant, student)
-    return _ScoredBatch(lists.student, lists.teacher, scored, relevant)
+    for label, flags in (("scored", scored), ("relevant", relevant)):
+        require_bool_like("cprd", label, flags, student)
+    if teacher.shape != student.shape:
+        raise ObjectiveError(
+            f"cprd: batch_scores {tuple(student.shape)} and batch_teacher_scores {tuple(teacher.shape)} must have "
+            "one shape"
+        )
+    teacher = teacher.detach().masked_fill(~scored, 0)
+    require_finite("cprd", "batch_scores", student)
+    require_finite("cprd", "batch_teacher_scores", teacher)
+    return _ScoredBatch(student.to(working_dtype(student)), teacher, scored, relevant)
 
 
-def _ranked(
-    student: Tensor,
-    teacher: Tensor,
-    listed: Tensor,
-    counted: Tensor,
-    given: Tensor,
-    reference: Tensor,
-    easy: list[Tensor],
-    rules: _Rules,
-) -> Tensor:
-    order = teacher_order(teacher, listed)
-    is_valid = listed & given & _validity(teacher, reference, rules)
-    in_prefix = is_valid.gather(1, order).long().cumprod(dim=1).bool()
-    if rules.max_valid is not None:
-        in_prefix[:, rules.max_valid :] = False
+def _reverse_lists(batch: _ScoredBatch, temperature: float, *, easy_negatives: bool) -> _Lists:
+    """The batch's documents, each with the queries that the teacher scored with it."""
+    student, teacher = batch.student.T, batch.teacher.T
+    listed, known = (batch.scored & ~batch.relevant).T, (batch.scored & batch.relevant).T
+    reference = best_score(teacher, torch.where(known.any(dim=1, keepdim=True), known, listed))
+    easy = [_logits(student, ~(batch.scored | batch.relevant).T, temperature)] if easy_negatives else []
+    return _Lists(student / temperature, teacher, listed, listed, reference, listed, easy)
 
-    logits = _logits(student, listed, rules.temperature).gather(1, order)
-    log_tail = logits.flip(1).logcumsumexp(dim=1).flip(1)
-    # The last candidate of a list beats nobody: log 1, which autograd would miss by 1e-7.
-    contested = torch.arange(logits.shape[1], device=logits.device) < listed.sum(1, keepdim=True) - 1
-    if easy:
-        pushed_down = torch.cat(easy, dim=1)
-        log_tail = torch.logaddexp(log_tail, pushed_down.logsumexp(dim=1, keepdim=True))
-        contested = contested | (pushed_down > zero_probability_logit(logits.dtype)).any(dim=1, keepdim=True)
-    in_prefix = in_prefix & contested.any(dim=1, keepdim=True)  # a list of one ranks nothing and counts for nothing
-    total = torch.where(in_prefix & contested, log_tail - logits, 0).sum()
-    match rules.reduction:
+
+def _cost(lists: _Lists, rules: ValidityRules, reduction: Reduction) -> Tensor:
+    order = teacher_order(lists.teacher, lists.listed)
+    in_prefix = valid_prefix(lists.teacher, lists.may_be_valid, order, lists.reference, rules)
+    rivals = torch.cat(lists.easy, dim=1) if lists.easy else None
+    total = torch.where(in_prefix, draw_costs(lists.logits, order, lists.listed, rivals), 0).sum()
+    match reduction:
         case "mean_over_terms":
-            return total / in_prefix.sum().clamp(min=1)
+            # A list of one without easy negatives ranks nothing, and counts for nothing.
+            ranks = lists.listed.sum(dim=1, keepdim=True) > 1
+            if rivals is not None:
+                ranks = ranks | (rivals > zero_probability_logit(rivals.dtype)).any(dim=1, keepdim=True)
+            return total / (in_prefix & ranks).sum().clamp(min=1)
         case "sum_over_positions_mean_over_queries":
-            return total / counted.any(dim=1).sum().clamp(min=1)
+            return total / lists.counted.any(dim=1).sum().clamp(min=1)
         case "sum":
             return total
-    raise ObjectiveError(f"cprd: unknown reduction {rules.reduction!r}")
+    raise ObjectiveError(f"cprd: unknown reduction {reduction!r}")
 
 
 def _logits(scores: Tensor, listed: Tensor, temperature: float) -> Tensor:
     logits = scores / temperature
     return logits.masked_fill(~listed, zero_probability_logit(logits.dtype))
-
-
-def _validity(teacher: Tensor, reference: Tensor, rules: _Rules) -> Tensor:
-    flags = torch.ones_like(teacher, dtype=torch.bool)
-    if rules.valid_threshold is not None:
-        # Compared as logits: the sigmoid of a confident teacher rounds to 1 and would pass or fail by
-        # rounding.
-        flags = flags & (teacher > _logit(rules.valid_threshold))
-    if rules.valid_margin is not None:
-        flags = flags & (teacher > reference - rules.valid_margin)
-    return flags
-
-
-def _margin_reference(teacher: Tensor, listed: Tensor, positive: Tensor | None) -> Tensor:
-    """[rows, 1]: the teacher's score of the positive, or of its best candidate where there is none."""
-    best = _best(teacher, listed)
-    if positive is None:
-        return best
-    return torch.where(positive.unsqueeze(1) >= 0, teacher.gather(1, positive.clamp(min=0).unsqueeze(1)), best)
-
-
-def _best(teacher: Tensor, among: Tensor) -> Tensor:
-    return teacher.masked_fill(~among, -torch.inf).amax(dim=1, keepdim=True)
 
 
 def _queue_scores(queries: Tensor | None, queue: Tensor, student: Tensor) -> Tensor:
@@ -265,9 +234,3 @@ def _queue_scores(queries: Tensor | None, queue: Tensor, student: Tensor) -> Ten
     require_finite("cprd", "query_embeddings", queries)
     require_finite("cprd", "queue_embeddings", queue)
     return similarities(queries.to(student.dtype), queue.detach().to(student.dtype))
-
-
-def _logit(probability: float) -> float:
-    if probability in (0.0, 1.0):
-        return -math.inf if probability == 0 else math.inf
-    return math.log(probability) - math.log1p(-probability)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.checks import require_bool_like, require_finite, require_indices, working_dtype
 
-__all__ = ["EmbeddingBatch", "embedding_batch", "similarities"]
+__all__ = ["EmbeddingBatch", "embedding_batch", "shared_by_equal_queries", "similarities"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def embedding_batch(
 
     Raises:
         ObjectiveError: shapes or dtypes disagree, fewer than two documents, NaN or infinite embeddings, a positive
-            out of range, a `same_query` that is not symmetric or False on its diagonal.
+            out of range, a `same_query` that is no grouping of the queries.
     """
     queries, documents = query_embeddings, document_embeddings
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
@@ -91,25 +91,32 @@ def embedding_batch(
         require_bool_like(objective, "relevant", relevant, is_positive)
         is_positive = is_positive | relevant
     if same_query is not None:
-        is_positive = _shared_by_equal_queries(objective, is_positive, same_query)
+        _require_same_query(objective, same_query, rows)
+        is_positive = shared_by_equal_queries(is_positive, same_query)
     dtype = working_dtype(queries, documents)
     return EmbeddingBatch(queries.to(dtype), documents.to(dtype), positive_document, is_positive)
 
 
-def _shared_by_equal_queries(objective: str, relevant: Tensor, same_query: Tensor) -> Tensor:
-    """What is relevant to a query is relevant to every query of its text.
+def shared_by_equal_queries(relevant: Tensor, same_query: Tensor) -> Tensor:
+    """What is relevant to a query, [queries, documents], is relevant to every query of its text.
 
     Whoever compares queries leaves out those to which the other's positive is relevant; so this is all it takes for
     queries of equal text, at cosine 1, not to be each other's hardest negatives.
     """
-    require_bool_like(objective, "same_query", same_query, relevant.new_empty(()).expand(len(relevant), len(relevant)))
-    if not bool((same_query == same_query.T).all() & same_query.diagonal().all()):
-        raise ObjectiveError(f"{objective}: same_query must be symmetric, and True where a query meets itself")
     (repeated,) = (same_query.sum(dim=1) > 1).nonzero(as_tuple=True)
     if len(repeated) == 0:
         return relevant
-    shared = same_query[repeated][:, repeated].float() @ relevant[repeated].float()
-    return relevant.index_copy(0, repeated, shared > 0)
+    first = same_query[repeated].int().argmax(dim=1)  # the first query of a text stands for it
+    count = torch.zeros_like(relevant, dtype=torch.int32).index_add_(0, first, relevant[repeated].int())
+    return relevant.index_copy(0, repeated, count[first] > 0)
+
+
+def _require_same_query(objective: str, same_query: Tensor, rows: int) -> None:
+    like = same_query.new_empty((), dtype=torch.bool).expand(rows, rows)
+    require_bool_like(objective, "same_query", same_query, like)
+    first = same_query.int().argmax(dim=1) if rows else same_query.new_zeros(0)
+    if not bool((same_query == (first == first.unsqueeze(1))).all() & same_query.diagonal().all()):
+        raise ObjectiveError(f"{objective}: same_query must put each query into one group of equals, itself included")
 
 
 def similarities(left: Tensor, right: Tensor) -> Tensor:

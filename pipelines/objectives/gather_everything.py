@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipelines.errors import ObjectiveError
-from pipelines.objectives.embedding_batch import similarities
+from pipelines.objectives.embedding_batch import shared_by_equal_queries, similarities
 from pipelines.objectives.gather import checked_relevance, relevant_by_key
 from pipelines.objectives.gather_rows import gather_padded, gather_sizes, several_workers
 
@@ -114,7 +114,7 @@ def gather_everything(
     all_documents = gather_padded(document_keys, sizes.documents, group)
     rows = relevant_by_key(relevant, document_keys, relevant_keys, all_documents)
     whole["same_query"] = all_queries == all_queries.unsqueeze(1)
-    whole["relevant"] = _shared_by_equal_queries(gather_padded(rows, sizes.queries, group), all_queries)
+    whole["relevant"] = shared_by_equal_queries(gather_padded(rows, sizes.queries, group), whole["same_query"])
     if "batch_scores" in tensors or "student_scores" in tensors:
         scores = similarities(whole["query_embeddings"], whole["document_embeddings"])
         if "batch_scores" in tensors:
@@ -182,10 +182,3 @@ def _gathered_blocks(pairs: Tensor, sizes: _Sizes, group: dist.ProcessGroup | No
         wide[row : row + height, column : column + width] = rows[row : row + height, :width]
         row, column = row + height, column + width
     return wide
-
-
-def _shared_by_equal_queries(relevant: Tensor, query_keys: Tensor) -> Tensor:
-    """What is relevant to a query is relevant to every query of its text."""
-    texts, text = torch.unique(query_keys, return_inverse=True)
-    count = torch.zeros((len(texts), relevant.shape[1]), dtype=torch.int32, device=relevant.device)
-    return count.index_add_(0, text, relevant.int())[text] > 0

@@ -82,7 +82,7 @@ def lambda_loss(
         temperature: divides student scores; 1 / sigma of the literature.
         weighting: of the pairs.
         mu: share of delta beside rho in `ndcg_loss2pp`; unused elsewhere.
-        grades: how a teacher score becomes a gain; a job, whose teacher scores are raw logits, always has `teacher_rank`.
+        grades: how a teacher score becomes a gain; in a job, where it is a raw logit, always by `teacher_rank`.
         top_k: nDCG is cut off at this place; None = the whole list.
         top_k_pairs: whether `either` or `both` of a pair must stand in the student's first `top_k` places.
         log_base: of the logarithm of the loss; `binary` makes it a bound of the loss in nDCG.

@@ -13,8 +13,9 @@ never mixed. A teacher trained listwise has no zero, so that its sigmoid is no p
 
 Mixtures are drawn anew in each step, belong to one query, and are constants: no gradient flows through h, nor through
 the q inside h'. The paper mixes unit vectors and normalises; here directions are mixed, and a mixture is as long as its
-negatives are (type 1: interpolated), which is the same for cosine students and makes sense for dot products. A large b could make a negative closer to q than its positive is; b is capped where they would be
-equally close (dualdistill's addition), and a negative that is already closer than the positive is not mixed with q.
+negatives are (type 1: interpolated), which is the same for cosine students and makes sense for dot products. A large
+b could make a negative closer to q than its positive is; b is capped where they would be equally close (dualdistill's
+addition), and a negative that is already closer than the positive is not mixed with q.
 
 Source: arXiv 2010.01028 (NeurIPS 2020). From general knowledge, the paper's text could not be read. There N is 1024 of
 a queue of 65536, with 1024 mixtures of type 1 and 128 of type 2 per query, from about the 10th epoch on; the defaults

@@ -1,8 +1,9 @@
 """Every objective by the name a job writes: its function, the term with its parameters, the tensors it reads.
 
 Enters: a term of `training.objective`. Leaves: the function to call, its parameters, and the names of the tensors it
-asks for. A function asks by parameter name: whatever is no field of its term and stands in `TENSORS`, the vocabulary, is
-a tensor of the batch (the few other optional arguments are for those who call the function themselves). So a new objective needs a file, a term and one line here, and the training loop nothing.
+asks for. A function asks by parameter name: what is no field of its term and stands in `TENSORS`, the vocabulary, is a
+tensor of the batch (the few other optional arguments are for those who call the function themselves). So a new
+objective needs a file, a term and one line here, and the training loop nothing.
 """
 
 import inspect

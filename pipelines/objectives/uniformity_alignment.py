@@ -9,9 +9,9 @@ x are the queries that have a positive, y their positive documents, s = `sharpne
 length, inside the graph. Pairs of rows whose queries have the same text, or whose documents are the same or known to be
 relevant to the other's query, leave all three averages: what belongs together is never pushed apart. The usual
 diagnosis is the gap between the mean of the queries and the mean of the documents (`modality_gap`); U and A alone close
-it less than XU, which sees queries and documents together. Forms: |x - y|^2 and 2 - 2 x.y are equal on unit vectors;
-their gradients differ along the vector itself, which normalising inside the graph removes. The pure functions offer
-both as `distance`.
+it less than XU, which sees queries and documents together.
+Forms: |x - y|^2 and 2 - 2 x.y are equal on unit vectors; their gradients differ along the vector itself, which
+normalising inside the graph removes. The pure functions offer both as `distance`.
 
 Source: Wang and Isola (2020) for U and A; arXiv 2405.18570 for XU and the sum with a contrastive loss. From general
 knowledge: the papers' text could not be read, and which pairs XU averages (here those that do not belong together) is a

@@ -21,7 +21,7 @@ class NegativeSampling(Section):
     b: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
     """`simans`: how far above the positive's score, in teacher logits, the weight peaks; below 0 under it."""
     form: Literal["paper", "code", "ms_marco"] = "paper"
-    """`simans`: the official code adds b instead of subtracting it; its MS MARCO script weighs by exp(-a |difference|)."""
+    """`simans`: the official code adds b instead of subtracting it; for MS MARCO it weighs by exp(-a |difference|)."""
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:

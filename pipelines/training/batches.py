@@ -176,17 +176,12 @@ def _collate(lists: list[ChosenList], dataset: Dataset) -> ListBatch:
     mask = torch.zeros(shape, dtype=torch.bool)
     teacher = torch.zeros(shape, dtype=torch.float32)
     judged = torch.zeros(shape, dtype=torch.bool)
-    relevant = torch.zeros((len(lists), len(texts)), dtype=torch.bool)
     for query, item in enumerate(lists):
         size = len(item.doc_ids)
         columns[query, :size] = torch.tensor([place[doc_id] for doc_id in item.doc_ids])
         mask[query, :size] = True
         teacher[query, :size] = torch.from_numpy(item.teacher_logits)
         judged[query, :size] = torch.from_numpy(item.judged_positive)
-        known = {dataset.passage(doc_id) for doc_id in item.other_positives}
-        if item.positive >= 0:
-            known.add(dataset.passage(item.doc_ids[item.positive]))
-        relevant[query] = torch.tensor([text in known for text in texts])
     return ListBatch(
         query_texts=[dataset.query_text(item.query_id) for item in lists],
         document_texts=texts,
@@ -195,5 +190,15 @@ def _collate(lists: list[ChosenList], dataset: Dataset) -> ListBatch:
         teacher_logits=teacher,
         judged_positive=judged,
         positive=torch.tensor([item.positive for item in lists], dtype=torch.int64),
-        relevant=relevant,
+        relevant=torch.tensor([[text in known for text in texts] for known in _known_relevant(lists, dataset)]),
     )
+
+
+def _known_relevant(lists: list[ChosenList], dataset: Dataset) -> list[set[str]]:
+    """Per list the texts that are known to be relevant; queries of equal text share them."""
+    by_query: dict[str, set[str]] = {}
+    for item in lists:
+        positive = item.doc_ids[item.positive : item.positive + 1] if item.positive >= 0 else ()
+        known = by_query.setdefault(dataset.query_text(item.query_id), set())
+        known.update(dataset.passage(doc_id) for doc_id in (*item.other_positives, *positive))
+    return [by_query[dataset.query_text(item.query_id)] for item in lists]

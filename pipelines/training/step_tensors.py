@@ -51,7 +51,7 @@ def step_tensors(batch: ListBatch, queries: Tensor, documents: Tensor) -> dict[s
 
 
 def _same(texts: Sequence[str]) -> Tensor:
-    """bool [n, n], True where two texts are equal."""
+    """[n, n] bool, True where two texts are equal."""
     place = torch.tensor([texts.index(text) for text in texts])
     return place.unsqueeze(0) == place.unsqueeze(1)
 

@@ -11,6 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from pipelines.objectives.mochi import draw_mixing
+
 several = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 10_000)
 QUERIES, DOCUMENTS, DIMENSIONS = 6, 11, 4
@@ -83,3 +85,10 @@ def close(actual, expected):
 
 def cosine(x, y):
     return x @ y / x.norm() / y.norm()
+
+
+def drawn(values, hardest, mixable, sizes=(7, 5), share=0.9, seed=0):
+    """Random choices from the columns that each taught query may mix."""
+    counts = [len(mixable(values, i)) if i in taught(values) else 0 for i in range(QUERIES)]
+    available = torch.tensor(counts).clamp(max=hardest)
+    return draw_mixing(available, *sizes, share, generator=torch.Generator().manual_seed(seed)), available

@@ -1,4 +1,4 @@
-"""Which pairs may be pushed apart or pulled together, and how much: safe negatives, filters, soft weights.
+"""Which pairs may be pushed apart or pulled together, and how much: filters and soft weights.
 
 Why: golden files hold one square batch each. Here each loss is compared with a plain loop over its formula on batches
 as jobs bring them, and held to what must never be pushed apart.
@@ -16,7 +16,6 @@ from synthetic_batch import (
     batch,
     close,
     mean,
-    plainly_safe,
     seeds,
     several,
     taught,
@@ -27,87 +26,10 @@ from torch.nn import functional
 
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.cwcl import cwcl_loss
-from pipelines.objectives.embedding_batch import embedding_batch
 from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.iqr_filter import iqr_filter
-from pipelines.objectives.metrix import metrix_loss
-from pipelines.objectives.mochi import mochi_loss
-from pipelines.objectives.safe_negatives import safe_negatives
 from pipelines.objectives.uniformity_alignment import modality_gap, uniformity_alignment_loss
 from pipelines.objectives.unpg import unpg_loss
-
-
-def checked(values):
-    return embedding_batch("any", *(values[n] for n in list(values)[:4]))
-
-
-@several
-@given(seeds, st.sampled_from([None, 0.0, 1.5]), st.sampled_from([None, 0.5, 0.9]))
-def test_safe_negatives_are_neither_relevant_nor_liked_by_the_teacher(seed, margin, threshold):
-    values = batch(seed)
-    safe = safe_negatives(
-        checked(values),
-        values["batch_teacher_scores"],
-        values["scored"],
-        margin,
-        objective="any",
-        teacher_threshold=threshold,
-    )
-    for i in range(QUERIES):
-        expected = plainly_safe(values, i, margin, threshold) if i in taught(values) else []
-        assert safe[i].nonzero().squeeze(1).tolist() == expected
-
-
-def test_without_a_teacher_only_relevance_counts():
-    values = batch(0)
-    safe = safe_negatives(checked(values), None, None, 0.0, objective="any")
-    assert torch.equal(safe, ~values["relevant"] & (values["positive_document"] >= 0).unsqueeze(1))
-
-
-def test_half_precision_scores_are_compared_in_float32():
-    """256 and 257 are one number in bfloat16, and so would 258 - 1.5 and 256 be if the margin were taken there."""
-    values = batch(1)
-    values["relevant"] = torch.zeros_like(values["relevant"])
-    values["scored"] = torch.ones_like(values["scored"])
-    values["positive_document"] = torch.zeros_like(values["positive_document"])
-    teacher = torch.full((QUERIES, DOCUMENTS), 256.0).bfloat16()
-    teacher[:, 0] = 258
-    safe = safe_negatives(checked(values), teacher, values["scored"], 1.5, objective="any")
-    assert bool(safe[:, 1:].all())
-
-
-@pytest.mark.parametrize(("threshold", "safe"), [(0.0, 0), (0.5, 3), (1 - 1e-12, 5), (1.0, 6), (None, 6)])
-def test_a_threshold_is_compared_as_a_logit(threshold, safe):
-    """In float32 the sigmoid of 20 and of 40 is 1, and each would be relevant with a probability of 1."""
-    values = batch(1)
-    values["positive_document"] = torch.zeros_like(values["positive_document"])
-    values["scored"] = torch.ones_like(values["scored"])
-    values["relevant"] = torch.arange(DOCUMENTS).expand(QUERIES, -1) > 6
-    teacher = torch.tensor([0.0, -40.0, -20.0, -0.001, 0.0, 20.0, 40.0] + [0.0] * (DOCUMENTS - 7)).expand(QUERIES, -1)
-    found = safe_negatives(
-        checked(values), teacher, values["scored"], None, objective="any", teacher_threshold=threshold
-    )
-    assert found.sum(dim=1).tolist() == [safe] * QUERIES
-
-
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"scored": None}, "come together"),
-        ({"batch_teacher_scores": None}, "come together"),
-        ({"scored": torch.ones(QUERIES, DOCUMENTS)}, "scored must be bool"),
-        ({"batch_teacher_scores": torch.zeros(QUERIES, 3)}, "batch_teacher_scores must be floating of shape"),
-        ({"scored": torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)}, "batch_teacher_scores has .* NaN"),
-        ({"teacher_margin": -1.0}, "teacher_margin must be .* -1.0"),
-        ({"teacher_margin": math.nan}, "teacher_margin must be .* nan"),
-        ({"teacher_threshold": 1.5}, "teacher_threshold must be a probability, got 1.5"),
-        ({"teacher_threshold": math.nan}, "teacher_threshold must be .* nan"),
-    ],
-)
-@pytest.mark.parametrize("loss", [mochi_loss, metrix_loss])
-def test_wrong_teacher_inputs_are_refused_by_name(loss, change, complaint):
-    with pytest.raises(ObjectiveError, match=complaint):
-        loss(**(batch(0) | change))
 
 
 def plain_cwcl(values, temperature, exponent, weights=None, teacher_temperature=1.0, weighting="sigmoid"):

@@ -17,6 +17,7 @@ from synthetic_batch import (
     batch,
     close,
     cosine,
+    drawn,
     mean,
     plainly_mixable,
     plainly_safe,
@@ -31,13 +32,6 @@ from pipelines.errors import ObjectiveError
 from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.metrix import metrix_loss
 from pipelines.objectives.mochi import Mixing, draw_mixing, hardest_negatives, mixtures_with_queries, mochi_loss
-
-
-def drawn(values, hardest, mixable, sizes=(7, 5), share=0.9, seed=0):
-    """Random choices from the columns that each taught query may mix."""
-    counts = [len(mixable(values, i)) if i in taught(values) else 0 for i in range(QUERIES)]
-    available = torch.tensor(counts).clamp(max=hardest)
-    return draw_mixing(available, *sizes, share, generator=torch.Generator().manual_seed(seed)), available
 
 
 def plain_points(values, i, hard, mixing):
@@ -140,70 +134,6 @@ def test_draws_repeat_with_their_generator_and_with_torchs_own_seed():
     torch.manual_seed(3)
     assert same(once, draw_mixing(available, 8, 4, 0.5))
     assert not same(once, draw_mixing(available, 8, 4, 0.5))
-
-
-@pytest.mark.parametrize(
-    ("logit", "rules"),
-    [(5.0, {"teacher_threshold": None}), (3.9, {"teacher_margin": None}), (3.9, {}), (-0.5, {"teacher_margin": 5.0})],
-)
-def test_what_the_teacher_calls_relevant_is_neither_mixed_nor_pushed_away(logit, rules):
-    """Such a document could as well be absent: it gets no gradient, and its place changes nothing.
-
-    It is called so by its distance to the positive (4.0) or by its probability: 3.9 is one of .98.
-    """
-    values = batch(5)
-    values["relevant"] = None
-    values["scored"] = torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)
-    values["batch_teacher_scores"] = torch.full((QUERIES, DOCUMENTS), -3.0)
-    values["batch_teacher_scores"][:, 9] = logit
-    values["batch_teacher_scores"][torch.arange(QUERIES), values["positive_document"].clamp(min=0)] = 4.0
-    documents = values["document_embeddings"]
-    documents[9] = 3 * values["query_embeddings"].mean(dim=0)  # would be the hardest negative
-    mixing, _ = drawn(values, 4, lambda v, i: [j for j in range(DOCUMENTS) if j not in (9, v["positive_document"][i])])
-    documents.requires_grad_()
-    loss = mochi_loss(**values, mixing=mixing, hardest=4, **rules)
-    loss.backward()
-    assert not bool(documents.grad[9].any())
-    moved = documents.detach().clone()
-    moved[9] = -moved[9]
-    elsewhere = values | {"document_embeddings": moved}
-    assert torch.equal(loss, mochi_loss(**elsewhere, mixing=mixing, hardest=4, **rules))
-    assert loss < mochi_loss(**values, mixing=mixing, hardest=4, teacher_margin=None, teacher_threshold=None)
-
-
-@pytest.mark.parametrize("loss", [mochi_loss, metrix_loss])
-def test_what_the_teacher_never_scored_is_never_mixed(loss):
-    """The hardest document of the batch is another query's: nobody has judged it for this one."""
-    values = batch(5) | {"relevant": None}
-    values["scored"] = torch.ones(QUERIES, DOCUMENTS, dtype=torch.bool)
-    values["batch_teacher_scores"] = torch.full((QUERIES, DOCUMENTS), -3.0)
-    values["document_embeddings"][9] = 3 * values["query_embeddings"].mean(dim=0)
-    values["document_embeddings"].requires_grad_()
-
-    def influence(scored, **options):
-        """How strongly document 9 is pulled or pushed."""
-        scored = values["scored"].clone().index_fill_(1, torch.tensor([9]), scored)
-        torch.manual_seed(0)
-        made = loss(**(values | {"scored": scored}), **options)
-        return float(torch.autograd.grad(made, values["document_embeddings"])[0][9].abs().sum())
-
-    if loss is metrix_loss:
-        assert influence(scored=True) > 0
-        assert influence(scored=False) == 0
-    else:
-        assert influence(scored=False) > 0, "it stays a negative in the denominator"
-        torch.manual_seed(0)
-        unmixed = float(mochi_loss(**values, negative_mixtures=0, query_mixtures=0))
-        nobody = values | {"scored": torch.zeros_like(values["scored"])}
-        assert float(mochi_loss(**nobody)) == unmixed
-        assert float(mochi_loss(**values)) > unmixed
-
-
-def test_without_teacher_scores_every_negative_may_be_mixed():
-    """Library use: nobody has scored anything, so the labels alone say what is relevant."""
-    values = without_teacher(batch(5))
-    assert mochi_loss(**values) > mochi_loss(**values, negative_mixtures=0, query_mixtures=0)
-    assert metrix_loss(**values) > 0
 
 
 def test_mixtures_are_constants():

@@ -26,11 +26,11 @@ def _one_thread():
 
 @every_objective
 def test_training_raises_held_out_ndcg(name):
-    """By at least .2, and by four fifths of what it was when stored: half of a loss still teaches something."""
+    """By at least .15, and by four fifths of what it was when stored: half of a loss still teaches something."""
     untrained = ndcg_at_10(HERE, HERE.start)
     _, projection = trained(name, HERE, STEPS)
     gain = ndcg_at_10(HERE, projection) - untrained
-    assert gain > max(0.2, 0.8 * (stored(name)["ndcg_at_10"] - untrained))
+    assert gain > max(0.15, 0.8 * (stored(name)["ndcg_at_10"] - untrained))
 
 
 @every_objective

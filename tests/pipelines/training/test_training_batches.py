@@ -1,5 +1,6 @@
 """What a step learns from: never a positive as a negative, no guess below the confidence asked for, every text once."""
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -246,6 +247,13 @@ def test_several_positives_may_stand_in_one_list_and_none_is_a_negative(dataset:
     assert bool(batch.judged_positive[0, batch.positive[0]])
     relevant = {text for text, known in zip(batch.document_texts, batch.relevant[0], strict=True) if known}
     assert relevant == positives & set(batch.document_texts), "whoever brought them into the batch"
+
+
+def test_queries_of_equal_text_share_what_is_relevant(dataset: Dataset) -> None:
+    """Else the positive of one would be a negative of the other."""
+    same = dataclasses.replace(row(["d1", "d2"], query="train0", gold={"d1": 1}), doc_ids=("d3", "d4"))
+    batch = one_batch(dataset, row(["d1", "d2"], query="train0", gold={"d1": 1}), same)
+    assert batch.relevant.tolist() == [[True, False, True, False]] * 2
 
 
 def test_more_positives_than_are_judged_change_nothing(dataset: Dataset) -> None:

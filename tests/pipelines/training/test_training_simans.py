@@ -60,6 +60,16 @@ def test_negatives_are_drawn_by_their_teachers_distance_from_the_positive() -> N
     assert found["d0"] < 20, "the hardest of the list is far from this positive: `mixed` always takes it"
 
 
+def test_the_form_of_the_weights_reaches_the_draw() -> None:
+    """The official code's b is the paper's -b; its MS MARCO script has other weights altogether."""
+
+    def found(**setting: Any) -> Counter[str]:
+        return drawn(NegativeSampling(strategy="simans", **setting), gold={"d12": 1}, seeds=60, width=3)
+
+    assert found(form="code", b=1.5) == found(form="paper", b=-1.5) != found(form="paper", b=1.5)
+    assert found(form="ms_marco") != found(form="paper")
+
+
 def test_mixed_still_takes_the_hardest_half() -> None:
     found = drawn(NegativeSampling(), gold={"d12": 1}, seeds=50, width=9)
     assert all(found[doc] == 50 for doc in DOCS[:4])
