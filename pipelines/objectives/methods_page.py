@@ -104,7 +104,8 @@ def _joined(paragraph: str) -> str:
 
 
 def _code(line: str) -> str:
-    return f"`{re.sub(r' {2,}', '; ', line.strip())}`"
+    """One line of an equation: wide gaps part what a table cell would run together, small ones only align."""
+    return f"`{re.sub(r' +', ' ', re.sub(r' {4,}', '; ', line.strip()))}`"
 
 
 def _yaml(value: object) -> str:
