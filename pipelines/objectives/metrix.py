@@ -38,7 +38,7 @@ from torch.nn import functional
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.checks import require_finite, require_positive_number
 from pipelines.objectives.embedding_batch import embedding_batch, similarities
-from pipelines.objectives.mochi import hardest_negatives
+from pipelines.objectives.mixtures import hardest_negatives
 from pipelines.objectives.safe_negatives import safe_negatives
 
 __all__ = ["MixedPairs", "metrix_loss", "mixed_pairs", "non_zero_mean"]

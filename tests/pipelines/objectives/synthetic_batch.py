@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from pipelines.objectives.mochi import draw_mixing
+from pipelines.objectives.mixtures import draw_mixing
 
 several = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 10_000)

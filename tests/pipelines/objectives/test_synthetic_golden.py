@@ -15,13 +15,13 @@ from pipelines.objectives.cwcl import cwcl_loss, in_batch_query_loss, similarity
 from pipelines.objectives.embedding_batch import embedding_batch, similarities
 from pipelines.objectives.iqr_filter import iqr_filter
 from pipelines.objectives.metrix import metrix_loss, mixed_pairs, non_zero_mean
-from pipelines.objectives.mochi import (
+from pipelines.objectives.mixtures import (
     Mixing,
     hardest_negatives,
     mixtures_of_negatives,
     mixtures_with_queries,
-    mochi_loss,
 )
+from pipelines.objectives.mochi import mochi_loss
 from pipelines.objectives.nspt import nspt_contrast
 from pipelines.objectives.uniformity_alignment import (
     alignment,

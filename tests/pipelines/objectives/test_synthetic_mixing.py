@@ -31,7 +31,8 @@ from torch.nn import functional
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.metrix import metrix_loss
-from pipelines.objectives.mochi import Mixing, draw_mixing, hardest_negatives, mixtures_with_queries, mochi_loss
+from pipelines.objectives.mixtures import Mixing, draw_mixing, hardest_negatives, mixtures_with_queries
+from pipelines.objectives.mochi import mochi_loss
 
 
 def plain_points(values, i, hard, mixing):
