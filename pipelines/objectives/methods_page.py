@@ -105,7 +105,7 @@ def _joined(paragraph: str) -> str:
 
 def _code(line: str) -> str:
     """One line of an equation: wide gaps part what a table cell would run together, small ones only align."""
-    parted = re.sub(r"(?<=[^:]) {4,}", "; ", line.strip())
+    parted = re.sub(r"(?<=[^: ]) {4,}", "; ", line.strip())
     return f"`{re.sub(r' +', ' ', parted)}`"
 
 
