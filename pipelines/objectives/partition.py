@@ -74,7 +74,9 @@ def direction_partition(
         case "document_to_document":
             others = batch.documents
             left_out = relevant if own is None else relevant | own
-    logits = similarities(anchors, others).masked_fill_(left_out, zero_probability_logit(anchors.dtype))
+    logits = similarities(anchors, others)
+    if bool(left_out.any()):  # often nothing is, and two passes over the largest tensor are saved
+        logits = logits.masked_fill(left_out, zero_probability_logit(anchors.dtype))
     return Partition(logits, left_out, target)
 
 
