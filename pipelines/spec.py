@@ -5,6 +5,8 @@ Leaves: a `DistillationSpec`, or a `SpecError` whose problems name the field's p
 Unknown keys are refused, so that a misspelt setting is never silently the default.
 """
 
+import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -162,13 +164,27 @@ def _problems(error: ValidationError, data: Any) -> list[tuple[str, str]]:
                 known = detail and " " not in field
                 found.append((f"{path}.{field}".lstrip("."), detail) if known else (path or "spec", message))
             continue
-        detail = item["msg"]
-        if item["type"] == "extra_forbidden":
-            detail = "unknown field"
-        elif item["type"] != "missing":
-            detail = f"{detail}, got {_short(item['input'])}"
-        found.append((path or "spec", detail))
+        found.append((path or "spec", _detail(item)))
     return found
+
+
+def _detail(item: Any) -> str:
+    """What is wrong with one value, in the words of a YAML file and not of the validating library."""
+    match item["type"]:
+        case "missing":
+            return str(item["msg"])
+        case "extra_forbidden":
+            return "unknown field"
+        case "union_tag_invalid":
+            known = re.findall(r"'(\w+)'", item["ctx"]["expected_tags"])
+            close = difflib.get_close_matches(str(item["ctx"]["tag"]), known, n=1)
+            meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            return f"unknown name {item['ctx']['tag']!r}; {meant}"
+        case "union_tag_not_found":
+            return f"Field required: name, got {_short(item['input'])}"
+        case "tuple_type":
+            return f"should be a list, got {_short(item['input'])}"
+    return f"{item['msg']}, got {_short(item['input'])}"
 
 
 def _located(loc: tuple[str | int, ...], data: Any) -> list[str]:

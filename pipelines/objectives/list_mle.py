@@ -18,7 +18,8 @@ Source: Xia et al., Listwise approach to learning to rank (ICML 2008); Lan et al
 neither text could be read; code of allegro/allRank and sentence-transformers (`ListMLELoss`, `PListMLELoss`).
 
 Use when: the teacher's order is trusted down to the last candidate (`list_mle`), or mostly at the top
-(`p_list_mle`); `cprd` when only a leading part of the list is.
+(`p_list_mle`); `cprd` when only a leading part of the list is. `list_mle` is a sum over the list: beside other
+terms a weight of about one over the list's length.
 
 Reported: no number of the paper could be read.
 

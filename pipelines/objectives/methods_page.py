@@ -23,6 +23,10 @@ Every objective that a job may name under `training.objective`, generated from t
 (`python -m pipelines.objectives.methods_page > docs/methods.md`; a test holds this page to the code). An objective is a
 list of `{name, weight, learn, **parameters}`; terms are added with their weights, and weight 0 is computed and shown.
 Where an objective has a `temperature`, it divides student similarities: 0.05 suits cosines, 1 raw dot products.
+What a parameter means, and what else it may be, is in the docstring of the objective's module,
+`pipelines/objectives/<name>.py`; edges are there, too. In `reads`, `[x]` is optional; `view` is the head it trains if
+`student.heads` makes two. Values are of different size (sums over a list, means, products with a large scale): look at
+the learning curve's `loss.<name>` before trusting a weight of 1.
 `learn: [temperature]` trains a parameter with the student where the last column says so, at
 `training.objective_learning_rate`. Where a paper and its official code differ, the
 paper's form is the default and the code's a named option; the module's docstring says how they differ.
@@ -88,6 +92,7 @@ def _row(name: str, info: ObjectiveInfo) -> str:
         other for other in OBJECTIVES.values() if inspect.getmodule(other.function) is inspect.getmodule(info.function)
     ]
     own = f"<br>{_joined((inspect.getdoc(info.function) or '').splitlines()[0])}" if len(siblings) > 1 else ""
+    asked += f"<br>view: {info.term.VIEW}"
     cells = (
         f"**`{name}`** {entry['title']}{own}<br>{entry['Source']}",
         equation,
@@ -104,8 +109,12 @@ def _joined(paragraph: str) -> str:
 
 
 def _code(line: str) -> str:
-    """One line of an equation: wide gaps part what a table cell would run together, small ones only align."""
-    parted = re.sub(r"(?<=[^: ]) {4,}", "; ", line.strip())
+    """One line of an equation: wide gaps part what a table cell would run together, others only align."""
+    first, *others = re.split(r" {4,}", line.strip())
+    parted = first
+    for part in others:
+        separate = "=" in parted and parted[-1] not in ",:" and not part.startswith(("=", "of "))
+        parted += f"{'; ' if separate else ' '}{part}"
     return f"`{re.sub(r' +', ' ', parted)}`"
 
 

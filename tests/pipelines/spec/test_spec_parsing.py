@@ -89,6 +89,22 @@ def test_a_huge_value_is_not_echoed_whole() -> None:
     assert len(problems(changed("teacher.dtype", "x" * 10_000))["teacher.dtype"]) < 300
 
 
+@pytest.mark.parametrize(
+    ("objective", "path", "message"),
+    [
+        ([{"name": "list_ml"}], "training.objective.0", "unknown name 'list_ml'; did you mean 'list_mle'?"),
+        ([{"name": "xyzzy"}], "training.objective.0", "unknown name 'xyzzy'; known are cprd, "),
+        ([{"weight": 1}], "training.objective.0", "Field required: name, got {'weight': 1}"),
+        ({"name": "cprd"}, "training.objective", "should be a list, got {'name': 'cprd'}"),
+        ([{"name": "info_nce", "learn": "temperature"}], "training.objective.0.learn", "should be a list, got"),
+    ],
+)
+def test_a_mistake_in_an_objective_is_told_in_the_words_of_the_file(objective: Any, path: str, message: str) -> None:
+    found = problems(changed("training.objective", objective))
+    assert list(found) == [path]
+    assert found[path].startswith(message)
+
+
 IMPOSSIBLE: list[tuple[dict[str, Any], str, str]] = [
     ({"training.candidates_per_query": 7}, "training.candidates_per_query", "7 is more than"),
     ({"training.objective": [{"name": "margin_mse"}]}, "training.objective.0", "cosines"),
