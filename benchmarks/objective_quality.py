@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from device import cpu_model
 from rich.console import Console
 
+from pipelines.devices import device_name
 from pipelines.evaluation.significance import paired_test
 from pipelines.objectives.registry import OBJECTIVES
 from pipelines.spec import DistillationSpec, load_spec
@@ -124,7 +124,7 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
         for name, row in figures.items()
         if DEFAULT in figures
     }
-    device = f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s)"
+    device = f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s)"
     path.write_text(json.dumps({"device": device, "figures": figures, "ratios": ratios}, indent=1), encoding="utf-8")
 
 

@@ -27,11 +27,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from device import cpu_model
 from peers.sentence_transformers_losses import Contest, Side, contests
 from torch import Tensor
 from torch.nn import functional
 
+from pipelines.devices import device_name
 from pipelines.objectives.registry import OBJECTIVES, TENSORS
 
 QUERIES, CANDIDATES, DIMENSIONS = 256, 64, 384
@@ -245,7 +245,7 @@ def compare(
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    return f"{device_name(torch.device('cpu'))}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
 
 
 if __name__ == "__main__":

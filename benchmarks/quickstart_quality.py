@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from device import cpu_model
 from rich.console import Console
 
+from pipelines.devices import device_name
 from pipelines.spec import DistillationSpec, load_spec
 from services.cli.run import run_in_process
 
@@ -165,7 +165,8 @@ def _write(path: Path, runs: list[dict[str, Any]]) -> None:
         ratios[f"teacher + labels over labels only, {budget} labels"] = statistics.fmean(
             run["teacher + labels"] / run["labels only"] for run in rows
         )
-    device = f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s) a process"
+    cpu = device_name(torch.device("cpu"))
+    device = f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} torch thread(s) a process"
     path.write_text(json.dumps({"device": device, "figures": figures, "ratios": ratios}, indent=1), encoding="utf-8")
 
 

@@ -5,7 +5,9 @@ One place decides, so that scoring, training and their contracts cannot disagree
 """
 
 import os
+import platform
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ import torch
 __all__ = [
     "available_cpus",
     "cpu_threads",
+    "device_name",
     "resolve_device",
     "resolve_dtype",
     "seed_everything",
@@ -20,7 +23,7 @@ __all__ = [
     "use_threads",
 ]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device() -> torch.device:
@@ -41,13 +44,22 @@ def resolve_dtype(name: str, *, device_type: str) -> str:
     return "bf16" if _cpu_multiplies_bf16() else "fp32"
 
 
+def device_name(device: torch.device) -> str:
+    """The product name of a GPU, or of this machine's CPU."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def _cpu_multiplies_bf16() -> bool:
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The torch dtype of a concrete name: fp32, bf16 or fp16."""
+    """The torch dtype of a concrete name: fp32, tf32 (fp32 weights), bf16 or fp16."""
     return _DTYPES[name]
 
 

@@ -30,6 +30,7 @@ from pipelines.preparation import (
     input_fingerprint,
     job_miner,
     job_teacher,
+    job_tokens,
     labelled_candidates,
 )
 from pipelines.ranked.table import RankedLists, ranked_lists_path
@@ -79,11 +80,15 @@ def run_job(context: JobContext) -> dict[str, Any]:
         per_query["bm25"] = evaluate(test.qrels, bm25_run(dataset, test.queries, _bm25(spec)))
         per_query["student_before"] = evaluate(test.qrels, student_run(untrained, dataset, test.queries))
 
+    journal.phase("tokenizing")
+    tokens = job_tokens(context, dataset, teacher_folder, contract)
+
     journal.phase("scoring_and_training")
     lists = RankedLists(
         ranked_lists_path(
             context.root, dataset_fingerprint=dataset.fingerprint, contract_fingerprint=contract.fingerprint
-        )
+        ),
+        contract,
     )
     with context.host.host(teacher_folder, contract) as scorer:
         run_rounds(
@@ -91,6 +96,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
                 job_id=context.job_id,
                 spec=spec,
                 dataset=dataset,
+                tokens=tokens,
                 miner=miner,
                 scorer=scorer,
                 lists=lists,
@@ -162,7 +168,7 @@ def _facts(dataset: Dataset, spec: DistillationSpec, contract: ScoreContract) ->
     return {
         "data set": f"{dataset.name}: {len(dataset.documents)} documents",
         "training queries": f"{labelled} labelled, {len(queries) - labelled} unlabelled",
-        "teacher": f"{contract.model_id}, {contract.dtype}, {contract.max_length} tokens",
+        "teacher": f"{contract.model_id}, {contract.backend} {contract.dtype}, {contract.max_length} tokens",
         "score contract": contract.fingerprint,
         "objective": " + ".join(f"{term.weight:g} {term.name}" for term in spec.training.objective),
         "seed": str(spec.seed),

@@ -13,7 +13,10 @@ class Journal(Protocol):
     """Where a run reports to. Must be safe to call from the scoring thread and the training thread at once."""
 
     def phase(self, name: str) -> None:
-        """The run entered a phase: mining, teacher_training, scoring_and_training, evaluating, publishing."""
+        """The run entered a phase.
+
+        They are mining, teacher_training, tokenizing, scoring_and_training, evaluating, publishing.
+        """
         ...
 
     def progress(self, **numbers: float | str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.errors import ModelError
 
-__all__ = ["check_positions", "model_config", "resolve_model", "weights_hash"]
+__all__ = ["check_positions", "model_config", "resolve_model", "tokenizer_hash", "weights_hash"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -85,6 +85,11 @@ def _from_hub(model_id: str, revision: str | None) -> Path:
 def _check_folder(folder: Path, model_id: str) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {model_id!r}: {folder.name}/config.json is missing")
+    if remote := model_config(folder).get("auto_map"):
+        raise ModelError(
+            f"model {model_id!r}: config.json has auto_map {remote}: it asks for trust_remote_code, and code that "
+            "comes with a model is never run; remove auto_map if transformers' own class is the right one"
+        )
     if not any(folder.glob("*.safetensors")):
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         hint = f"; pickled weights {pickled} are never loaded" if pickled else ""
@@ -103,9 +108,21 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 (hex) over everything that decides a score: weights, config and tokenizer files, by name and content."""
+    weights = {path.name for path in folder.glob("*.safetensors")} | {"config.json"}
+    return _hash_of(folder, weights | _tokenizer_names(folder))
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 (hex) over the tokenizer's files: what decides token ids, whatever the weights are."""
+    return _hash_of(folder, _tokenizer_names(folder))
+
+
+def _tokenizer_names(folder: Path) -> set[str]:
+    return {name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS) if (folder / name).is_file()}
+
+
+def _hash_of(folder: Path, names: set[str]) -> str:
     digest = hashlib.sha256()
-    names = {path.name for path in folder.glob("*.safetensors")} | {"config.json"}
-    names |= {name for name in (*_TOKENIZER_FILES, *_TOKENIZER_SETTINGS) if (folder / name).is_file()}
     for name in sorted(names):
         digest.update(name.encode())
         with (folder / name).open("rb") as stream:

@@ -15,16 +15,26 @@ import pyarrow as pa
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, mine_once
 from pipelines.comparison import RUN_DEPTH, top_of_each
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import resolve_device, resolve_dtype
+from pipelines.devices import resolve_device
 from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model, weights_hash
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import load_student
-from pipelines.teacher.contract import ScoreContract, contract_of
+from pipelines.teacher.backends.choice import resolve_backend
+from pipelines.teacher.contract import ONE_LABEL, ScoreContract, answers_head, contract_of
+from pipelines.teacher.corpus_tokens import CorpusTokens, corpus_tokens
 from pipelines.training.teacher import learn_teacher, teacher_key
 
-__all__ = ["HeldOut", "hold_to_inputs", "input_fingerprint", "job_miner", "job_teacher", "labelled_candidates"]
+__all__ = [
+    "HeldOut",
+    "hold_to_inputs",
+    "input_fingerprint",
+    "job_miner",
+    "job_teacher",
+    "job_tokens",
+    "labelled_candidates",
+]
 
 
 def input_fingerprint(spec: DistillationSpec, dataset: Dataset, model_roots: Sequence[Path]) -> str:
@@ -122,6 +132,25 @@ def job_teacher(
             journal=context.journal,
         )
         model_id, revision = f"trained/{key}", None
-    dtype = resolve_dtype(teacher.dtype, device_type=context.host.device_type)
-    contract = contract_of(folder, model_id=model_id, revision=revision, max_length=teacher.max_length, dtype=dtype)
+    backend, dtype = resolve_backend(
+        teacher.backend, teacher.dtype, device_type=context.host.device_type, folder=folder
+    )
+    contract = contract_of(
+        folder,
+        model_id=model_id,
+        revision=revision,
+        max_length=teacher.max_length,
+        dtype=dtype,
+        template=teacher.prompt,
+        truncation=teacher.truncation,
+        head=answers_head(teacher.answers.positive, teacher.answers.negative) if teacher.answers else ONE_LABEL,
+        backend=backend,
+    )
     return folder, contract
+
+
+def job_tokens(context: JobContext, dataset: Dataset, folder: Path, contract: ScoreContract) -> CorpusTokens:
+    """The data set as the teacher's tokenizer reads it: taken from the root's token cache, or put there first."""
+    return corpus_tokens(
+        context.root / "token_cache", dataset, folder, template=contract.template, journal=context.journal
+    )

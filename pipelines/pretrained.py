@@ -13,7 +13,7 @@ import torch
 
 from pipelines.errors import ModelError
 
-__all__ = ["load_config", "load_model", "load_tokenizer", "quiet_loading"]
+__all__ = ["load_config", "load_folder_tokenizer", "load_model", "load_tokenizer", "quiet_loading"]
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _DROPOUTS = (
@@ -84,13 +84,18 @@ def load_tokenizer(folder: Path, model: Any) -> Any:
     Raises:
         ModelError: it yields ids beyond the embedding, or knows hardly any token; with both sizes.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    tokenizer = load_folder_tokenizer(folder)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ModelError(f"{folder.name!r}: tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
     return tokenizer
+
+
+def load_folder_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checked model folder, when the model itself is not needed."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, **_LOCAL)
 
 
 def quiet_loading() -> None:

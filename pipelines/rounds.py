@@ -33,6 +33,7 @@ from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import StreamPosition, follow
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
+from pipelines.teacher.corpus_tokens import CorpusTokens
 from pipelines.teacher.scorer import PairScorer
 from pipelines.training.batches import ListBatch, batches
 from pipelines.training.checkpoints import Checkpoints
@@ -50,6 +51,7 @@ class RoundInputs:
     job_id: str
     spec: DistillationSpec
     dataset: Dataset
+    tokens: CorpusTokens
     miner: Miner
     scorer: PairScorer
     lists: RankedLists
@@ -133,7 +135,7 @@ def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threadi
     for round_number, table in rounds:
         for done in fill_round(
             table,
-            inputs.dataset,
+            inputs.tokens,
             inputs.lists,
             inputs.scorer,
             job_id=inputs.job_id,

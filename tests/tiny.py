@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from pipelines.corpus.dataset import Dataset, load_dataset
+from pipelines.corpus.tokens import TokenPairs, Tokens
 from pipelines.errors import Cancelled
 from pipelines.spec import DistillationSpec, parse_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 TOPICS = ("heart", "lung", "liver", "bone", "skin", "blood", "brain", "nerve", "kidney", "eye", "ear", "muscle")
 ASPECTS = ("cause", "symptom", "treatment", "risk", "test")
@@ -196,3 +197,19 @@ class RecordingJournal:
     def named(self, type_: str) -> list[dict[str, Any]]:
         """Data of all events of one type."""
         return [data for found, data in self.events if found == type_]
+
+
+def byte_pairs(pairs: "Sequence[tuple[str, str]]") -> TokenPairs:
+    """Pairs of texts whose token ids are their UTF-8 bytes: `texts_of` reads them back."""
+    queries, passages = zip(*pairs, strict=True) if pairs else ((), ())
+    rows = np.arange(len(pairs), dtype=np.int64)
+    made = [Tokens.of(list(text.encode()) for text in texts) for texts in (queries, passages)]
+    return TokenPairs("bytes", made[0], made[1], rows, rows)
+
+
+def texts_of(pairs: TokenPairs) -> list[tuple[str, str]]:
+    """The texts of `byte_pairs`."""
+    return [
+        (bytes(pairs.queries[query].tolist()).decode(), bytes(pairs.passages[passage].tolist()).decode())
+        for query, passage in zip(pairs.query, pairs.passage, strict=True)
+    ]

@@ -1,28 +1,37 @@
 """Turn mined candidates into committed ranked lists: reuse every known logit, ask the teacher for the rest.
 
-Enters: a candidates table of one round, its data set, a `PairScorer`. Leaves: every chunk of the round committed
-exactly once. Chunks that an earlier, killed run committed are left alone; pairs that any job scored under the same
-contract are joined in; only new pairs reach the teacher.
+Enters: a candidates table of one round, the tokens of its texts, a `PairScorer`. Leaves: every chunk of the round
+committed exactly once. Chunks that an earlier, killed run committed are left alone; pairs that any job scored under the
+same contract are joined in; only new pairs reach the teacher.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.corpus.dataset import Dataset
+from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import RankedListsError
 from pipelines.ranked.schema import rank_candidates
 from pipelines.ranked.table import RankedLists
 from pipelines.teacher.scorer import PairScorer, ScoreRequest
 
-__all__ = ["ChunkDone", "chunk_count", "fill_round"]
+__all__ = ["ChunkDone", "PairSource", "chunk_count", "fill_round"]
 
 Pair = tuple[str, str]
 _LOOKUP_CHUNKS = 64
 """Known logits are looked up for this many chunks at once: a lookup reads the statistics of every file of the table."""
+
+
+class PairSource(Protocol):
+    """Where the texts of pairs come from, as token ids."""
+
+    def pairs(self, ids: Sequence[Pair]) -> TokenPairs:
+        """The pairs (query_id, doc_id), in order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ def chunk_count(num_rows: int, rows_per_chunk: int) -> int:
 
 def fill_round(
     candidates: pa.Table,
-    dataset: Dataset,
+    tokens: PairSource,
     lists: RankedLists,
     scorer: PairScorer,
     *,
@@ -55,7 +64,7 @@ def fill_round(
 
     Args:
         candidates: the whole round, in the order that defines chunks.
-        dataset: texts of the ids.
+        tokens: makes pairs of ids.
         lists: where to commit.
         scorer: the teacher.
         job_id: filed under.
@@ -85,8 +94,7 @@ def fill_round(
                 pairs = _pairs(chunks[chunk_id])
                 fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
                 pending[chunk_id] = (fresh, {pair: known[pair] for pair in pairs if pair in known})
-                queries = [dataset.query_text(query_id) for query_id, _ in fresh]
-                yield ScoreRequest(chunk_id, queries, [dataset.passage(doc_id) for _, doc_id in fresh])
+                yield ScoreRequest(chunk_id, tokens.pairs(fresh))
 
     for chunk_id, logits in scorer.score_all(requests()):
         fresh, known = pending.pop(chunk_id)

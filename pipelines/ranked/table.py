@@ -9,6 +9,7 @@ Exactly once, in two steps that need no lock:
    ours; commits of other chunks in between do not disturb it.
 """
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,8 +18,9 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
-from pipelines.errors import RankedListsError
+from pipelines.errors import ContractError, RankedListsError
 from pipelines.ranked.schema import RANKED_SCHEMA
+from pipelines.teacher.contract import ScoreContract
 
 __all__ = ["RankedLists", "ranked_lists_path"]
 
@@ -29,18 +31,38 @@ def ranked_lists_path(root: Path, *, dataset_fingerprint: str, contract_fingerpr
 
 
 class RankedLists:
-    """The table at `path`, created empty when it does not exist. Safe for many processes at once."""
+    """The table at `path`, created empty when it does not exist. Safe for many processes at once.
 
-    def __init__(self, path: Path) -> None:
+    Raises:
+        ContractError: the table holds scores of another contract.
+    """
+
+    def __init__(self, path: Path, contract: ScoreContract) -> None:
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         try:
-            DeltaTable.create(str(path), RANKED_SCHEMA, mode="ignore", partition_by=["job_id", "round"])
+            DeltaTable.create(
+                str(path),
+                RANKED_SCHEMA,
+                mode="ignore",
+                partition_by=["job_id", "round"],
+                description=json.dumps(contract.to_dict(), sort_keys=True),
+            )
         except CommitFailedError:
             # "ignore" looks, then creates: another process may have created the table in between.
             if not DeltaTable.is_deltatable(str(path)):
                 raise
         self._table = DeltaTable(str(path))
+        if self.contract.fingerprint != contract.fingerprint:
+            raise ContractError(
+                f"the lists in {path} were scored under contract {self.contract.fingerprint}, "
+                f"the teacher's is {contract.fingerprint}"
+            )
+
+    @property
+    def contract(self) -> ScoreContract:
+        """How every logit of the table was made: the contract of the job that created it, kept in its metadata."""
+        return ScoreContract.from_dict(json.loads(self._table.metadata().description))
 
     @property
     def version(self) -> int:

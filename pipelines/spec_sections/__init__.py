@@ -14,6 +14,7 @@ from pipelines.spec_sections.data import (
     UnlabelledSpec,
 )
 from pipelines.spec_sections.models import (
+    AnswersSpec,
     DualHeadSpec,
     MatryoshkaSpec,
     RankerTrainingSpec,
@@ -23,6 +24,7 @@ from pipelines.spec_sections.models import (
 from pipelines.spec_sections.training import NegativeSampling, TrainingSpec
 
 __all__ = [
+    "AnswersSpec",
     "BM25Spec",
     "CandidatesSpec",
     "DatasetSpec",

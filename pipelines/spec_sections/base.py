@@ -9,7 +9,8 @@ __all__ = ["Dtype", "LearningRate", "ModelSpec", "Name", "Positive", "Section", 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Positive = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Dtype = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+"""tf32: fp32 weights, matrix products on TF32 tensor cores (CUDA)."""
 TrainingDtype = Literal["auto", "fp32", "bf16"]
 """No fp16: its gradients underflow without loss scaling, which the loop does not do."""
 

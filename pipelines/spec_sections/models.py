@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.spec_sections.base import Dtype, LearningRate, ModelSpec, Positive, Section, TrainingDtype
 
-__all__ = ["DualHeadSpec", "MatryoshkaSpec", "RankerTrainingSpec", "StudentSpec", "TeacherSpec"]
+__all__ = ["AnswersSpec", "DualHeadSpec", "MatryoshkaSpec", "RankerTrainingSpec", "StudentSpec", "TeacherSpec"]
 
 
 class DualHeadSpec(Section):
@@ -89,14 +89,68 @@ class RankerTrainingSpec(Section):
     dtype: TrainingDtype = "auto"
 
 
+PROMPTS = {
+    "qwen3_reranker": (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+        "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+        "<Query>: {query}\n<Document>: {passage}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+}
+"""Prompts that have a name: the one of a family of rerankers, as its model card gives it."""
+
+
+class AnswersSpec(Section):
+    """A causal language model scores by logit(positive) - logit(negative) of the token that follows the prompt."""
+
+    positive: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^,]+$")] = "yes"
+    negative: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^,]+$")] = "no"
+
+
 class TeacherSpec(Section):
     """The cross-encoder: scored as it is, or first fine-tuned on the labelled queries when `train` is given."""
 
     model: ModelSpec
     max_length: Annotated[int, Field(ge=8, le=32768)] = 256
+    template: Annotated[str, Field(max_length=16384)] = "pair"
+    """`pair`: as the tokenizer joins two texts; `qwen3_reranker`; or a prompt with `{query}` and `{passage}` in it."""
+    truncation: Literal["passage_end", "passage_start", "longest_first"] = "passage_end"
+    """What is cut from a pair that is too long. The first two keep the query whole."""
+    answers: AnswersSpec | None = None
+    """For causal language models; null is a sequence classifier with one label."""
+    backend: Literal["auto", "torch", "torch_compiled", "openvino"] = "auto"
+    """`auto`: openvino on CPUs where it is installed and knows the model's family, else torch."""
     dtype: Dtype = "auto"
-    tokens_per_batch: Annotated[int, Field(ge=64)] = 8192
+    tokens_per_batch: Annotated[int, Field(ge=64)] | None = None
+    """Padded tokens of a batch; null finds a good number by a short calibration, once per device."""
     train: RankerTrainingSpec | None = None
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     cpus_per_replica: Annotated[float, Field(ge=0, le=256)] = 1.0
     gpus_per_replica: Annotated[float, Field(ge=0, le=16)] = 0.0
+
+    @field_validator("template")
+    @classmethod
+    def _has_both_places(cls, template: str) -> str:
+        if template == "pair" or template in PROMPTS:
+            return template
+        query, passage = (template.find(place) for place in ("{query}", "{passage}"))
+        once = template.count("{query}") == template.count("{passage}") == 1
+        if not once or query > passage:
+            raise ValueError(
+                f"must be 'pair', {', '.join(map(repr, PROMPTS))}, or a prompt with {{query}} and then {{passage}}, "
+                f"each once; got {template[:200]!r}"
+            )
+        return template
+
+    @model_validator(mode="after")
+    def _answers_need_a_prompt(self) -> Self:
+        if self.answers and self.template == "pair":
+            raise ValueError("answers is for causal language models, which need a prompt: set template")
+        if self.train and (self.answers or self.template != "pair"):
+            raise ValueError("train fine-tunes sequence classifiers on plain pairs; it excludes answers and template")
+        return self
+
+    @property
+    def prompt(self) -> str:
+        """`pair`, or the text of the prompt."""
+        return PROMPTS.get(self.template, self.template)

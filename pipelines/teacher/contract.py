@@ -1,7 +1,7 @@
 """The score contract: everything that must be equal for two teacher scores to be comparable.
 
 Enters: a teacher folder and its settings. Leaves: a frozen `ScoreContract` and the fingerprint that names every score
-made under it. Ranked lists of different fingerprints never share a table.
+made under it. Ranked lists of different fingerprints never share a table, and every table says which contract is its.
 """
 
 import dataclasses
@@ -14,7 +14,13 @@ from typing import Any
 from pipelines.errors import ContractError
 from pipelines.model_files import weights_hash
 
-__all__ = ["ScoreContract", "contract_of"]
+__all__ = ["ONE_LABEL", "PAIR", "ScoreContract", "answers_head", "answers_of", "contract_of"]
+
+PAIR = "pair"
+"""Template: query and passage as the tokenizer joins two sequences."""
+ONE_LABEL = "one_label"
+"""Head: the raw logit of a sequence classifier with one label."""
+_ANSWERS = "answers:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +32,15 @@ class ScoreContract:
     weights_hash: str
     max_length: int
     dtype: str
-    template: str = "query,passage"
-    truncation: str = "passage only, from the right"
-    head: str = "sequence classification, 1 label, raw logit"
+    """fp32, tf32, bf16 or fp16: of the matrix products. The last one, which makes the logit, is always fp32."""
+    template: str = PAIR
+    """`pair`, or a prompt with the places `{query}` and `{passage}`."""
+    truncation: str = "passage_end"
+    """What is cut when a pair is too long: passage_end, passage_start, longest_first."""
+    head: str = ONE_LABEL
+    """`one_label`, or `answers:yes,no`: a causal LM's logit(yes) - logit(no) after the last token."""
     backend: str = "torch"
+    """torch, torch_compiled or openvino."""
 
     @property
     def fingerprint(self) -> str:
@@ -54,12 +65,25 @@ class ScoreContract:
             raise ContractError(f"not a score contract: {error}") from error
 
 
-def contract_of(folder: Path, *, model_id: str, revision: str | None, max_length: int, dtype: str) -> ScoreContract:
-    """The contract of the teacher in `folder`; `dtype` must be concrete (see `devices.resolve_dtype`)."""
-    return ScoreContract(
-        model_id=model_id,
-        revision=revision,
-        weights_hash=weights_hash(folder),
-        max_length=max_length,
-        dtype=dtype,
-    )
+def contract_of(folder: Path, *, model_id: str, revision: str | None, **fields: Any) -> ScoreContract:
+    """The contract of the teacher in `folder`; `fields` are those of `ScoreContract`, all of them concrete."""
+    return ScoreContract(model_id=model_id, revision=revision, weights_hash=weights_hash(folder), **fields)
+
+
+def answers_head(positive: str, negative: str) -> str:
+    """The head of a causal LM that answers with one of two tokens."""
+    return f"{_ANSWERS}{positive},{negative}"
+
+
+def answers_of(head: str) -> tuple[str, str] | None:
+    """(positive, negative) answer of a causal LM's head; None for a sequence classifier.
+
+    Raises:
+        ContractError: no head of that name is known.
+    """
+    if head == ONE_LABEL:
+        return None
+    positive, comma, negative = head.removeprefix(_ANSWERS).partition(",")
+    if not (head.startswith(_ANSWERS) and comma and positive and negative):
+        raise ContractError(f"head {head!r} is neither {ONE_LABEL!r} nor '{_ANSWERS}<positive>,<negative>'")
+    return positive, negative

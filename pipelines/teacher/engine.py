@@ -1,88 +1,154 @@
-"""TeacherEngine: the one place where a cross-encoder's forward pass happens.
+"""TeacherEngine: pairs in, raw fp32 logits out, in order, as fast as the device goes.
 
-Enters: parallel lists of queries and passages, text untouched. Leaves: one raw fp32 logit per pair, in order.
-The order in which pairs arrive decides their batches, so the same call gives the same bits.
+Enters: texts, or token ids from a cache; text is never stripped or changed. Leaves: one logit per pair. Which pairs
+share a batch is decided by the call alone, so the same call gives the same bits.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.devices import torch_dtype
+from pipelines.corpus.tokens import TokenPairs
+from pipelines.devices import device_name
 from pipelines.errors import ContractError, ModelError
-from pipelines.model_files import check_positions, weights_hash
+from pipelines.model_files import weights_hash
+from pipelines.teacher.backends.choice import load_backend
+from pipelines.teacher.backends.protocol import Backend, Logits
+from pipelines.teacher.batch import PairBatch
+from pipelines.teacher.calibration import Calibration, calibrate, kept_calibration
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.loading import load_cross_encoder
+from pipelines.teacher.memory import WithinMemory
 from pipelines.teacher.packing import pack_by_tokens
-from pipelines.teacher.pairs import encode_pairs
+from pipelines.teacher.pairs import KeptTokens, PairEncoder
+from pipelines.teacher.stages import Stages
 
-__all__ = ["TeacherEngine", "load_engine"]
+__all__ = ["CALIBRATION_SECONDS", "TeacherEngine", "load_engine"]
+
+CALIBRATION_SECONDS = 2.0
+"""What a teacher without a given `tokens_per_batch` spends on finding one, once per contract and device."""
+_BATCHES_PER_WORKER = 4
+_SMALLEST_BUDGET = 512
+
+Rows = npt.NDArray[np.int64]
 
 
 class TeacherEngine:
-    """Scores pairs under one contract."""
+    """Scores pairs under one contract. Safe to call from several threads, whose batches then follow each other."""
 
     def __init__(
-        self,
-        *,
-        model: Any,
-        tokenizer: Any,
-        contract: ScoreContract,
-        device: torch.device,
-        tokens_per_batch: int,
+        self, *, backend: Backend, encoder: PairEncoder, contract: ScoreContract, tokens_per_batch: int
     ) -> None:
         self.contract = contract
-        self._model = model
-        self._tokenizer = tokenizer
-        self._device = device
+        self.encoder = encoder
+        self.backend = backend
         self._tokens_per_batch = tokens_per_batch
+        self._memory = WithinMemory(backend)
+        self._stages = Stages(self._assemble, self._memory.start, workers=backend.workers)
 
-    @torch.inference_mode()
-    def score(self, queries: Sequence[str], passages: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Raw logits [n] of `queries[i]` with `passages[i]`; higher is more relevant.
+    @property
+    def tokens_per_batch(self) -> int:
+        """The budget in padded tokens; lower than asked for once memory ran out."""
+        return min(self._tokens_per_batch, self._memory.limit or self._tokens_per_batch)
+
+    def score(self, queries: Sequence[str], passages: Sequence[str]) -> Logits:
+        """Raw logits [n] of `queries[i]` with `passages[i]`; higher is more relevant. Errors as `score_pairs`."""
+        return self.score_pairs(self.encoder.tokenize(queries, passages))
+
+    def score_pairs(self, pairs: TokenPairs) -> Logits:
+        """Raw logits [n] of tokenised pairs.
 
         Raises:
+            ContractError: another tokenizer made the ids.
             DataError: a query leaves no room for a passage within `max_length` tokens.
             ModelError: a logit is NaN or infinite.
         """
-        if len(queries) != len(passages):
-            raise ValueError(f"{len(queries)} queries for {len(passages)} passages")
-        if not queries:
-            return np.empty(0, dtype=np.float32)
-        encoded = encode_pairs(self._tokenizer, queries, passages, max_length=self.contract.max_length)
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
-        logits = np.empty(len(queries), dtype=np.float32)
-        for rows in pack_by_tokens(lengths, self._tokens_per_batch):
-            padded = self._tokenizer.pad(
-                {name: [values[row] for row in rows] for name, values in encoded.items()},
-                padding="longest",
-                return_tensors="pt",
-            ).to(self._device)
-            logits[rows] = self._model(**padded).logits[:, 0].float().cpu().numpy()
-        if not np.isfinite(logits).all():
-            bad = int(np.flatnonzero(~np.isfinite(logits))[0])
-            raise ModelError(f"teacher logit {logits[bad]} for query {queries[bad]!r}: weights or dtype are broken")
+        logits = np.empty(len(pairs), dtype=np.float32)
+        if not len(pairs):
+            return logits
+        kept = self.encoder.cut(pairs)
+        batches = pack_by_tokens(kept.total, self._budget(kept.total))
+        results = self._stages.run((pairs, kept, rows) for rows in batches)
+        for rows, found in zip(batches, results, strict=True):
+            logits[rows] = found
+        if (bad := np.flatnonzero(~np.isfinite(logits))).size:
+            query = self.encoder.tokenizer.decode(pairs.queries[int(pairs.query[bad[0]])].tolist())
+            raise ModelError(f"teacher logit {logits[bad[0]]} for query {query!r}: weights or dtype are broken")
         return logits
 
+    def close(self) -> None:
+        """End the engine's threads."""
+        self._stages.close()
 
-def load_engine(folder: Path, contract: ScoreContract, *, device: torch.device, tokens_per_batch: int) -> TeacherEngine:
+    def _assemble(self, part: tuple[TokenPairs, KeptTokens, Rows]) -> PairBatch:
+        return self.encoder.assemble(*part)
+
+    def _budget(self, lengths: npt.NDArray[np.int64]) -> int:
+        """Tokens per batch for one call: several batches for every worker, where there are several workers."""
+        if self.backend.workers == 1:
+            return self._tokens_per_batch
+        share = int(lengths.sum()) // (_BATCHES_PER_WORKER * self.backend.workers)
+        return min(self._tokens_per_batch, max(share, _SMALLEST_BUDGET))
+
+
+def load_engine(
+    folder: Path,
+    contract: ScoreContract,
+    *,
+    device: torch.device,
+    threads: int | None = None,
+    tokens_per_batch: int | None = None,
+    calibrations: Path | None = None,
+) -> TeacherEngine:
     """Load the teacher in `folder` onto `device` and hold it to its contract.
+
+    Args:
+        folder: a checked model folder.
+        contract: what the scores will be.
+        device: where to compute.
+        threads: CPU cores to compute with; None takes those of torch.
+        tokens_per_batch: padded tokens of a batch; None finds a good number by a short calibration.
+        calibrations: folder in which the result of a calibration is kept for the next engine of this contract.
 
     Raises:
         ContractError: the folder's weights are not those that the contract names.
-        ModelError: the folder is no usable cross-encoder.
+        ModelError: the folder is no usable cross-encoder, or its backend does not run here.
     """
     found = weights_hash(folder)
     if found != contract.weights_hash:
         raise ContractError(
             f"teacher folder {folder.name!r} has weights {found[:12]}, contract {contract.weights_hash[:12]}"
         )
-    model, tokenizer = load_cross_encoder(folder, dtype=torch_dtype(contract.dtype), device=device)
-    check_positions(model, contract.max_length, field="teacher.max_length")
-    return TeacherEngine(
-        model=model, tokenizer=tokenizer, contract=contract, device=device, tokens_per_batch=tokens_per_batch
-    )
+    threads = threads or torch.get_num_threads()
+    backend, encoder = load_backend(folder, contract, device=device, threads=threads)
+    if tokens_per_batch is None:
+        tokens_per_batch = _calibrated(backend, encoder, contract, device, threads, calibrations).tokens_per_batch
+    return TeacherEngine(backend=backend, encoder=encoder, contract=contract, tokens_per_batch=tokens_per_batch)
+
+
+def _calibrated(
+    backend: Backend,
+    encoder: PairEncoder,
+    contract: ScoreContract,
+    device: torch.device,
+    threads: int,
+    folder: Path | None,
+) -> Calibration:
+    name = device_name(device)
+
+    def measure() -> Calibration:
+        return calibrate(
+            backend,
+            device=name,
+            pad_id=encoder.layout.pad_id,
+            has_types=encoder.layout.has_types,
+            max_length=contract.max_length,
+            seconds=CALIBRATION_SECONDS,
+        )
+
+    if folder is None:
+        return measure()
+    machine = "".join(letter if letter.isalnum() else "-" for letter in name)
+    return kept_calibration(folder / f"{contract.fingerprint}-{machine}-{threads}.json", measure)

@@ -1,7 +1,8 @@
 """Pack pairs into batches by a token budget, so that padding costs little and memory is bounded.
 
 Enters: one length per pair (tokens). Leaves: batches of row numbers; the padded size of each, rows x longest row,
-stays within the budget. Longest first: a batch that would not fit memory fails at once, not after an hour.
+stays within the budget. Longest first: a batch that would not fit memory fails at once, not after an hour; and the
+last batches are the cheap ones, so that workers finish together.
 """
 
 import numpy as np

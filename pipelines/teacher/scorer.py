@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import resolve_device
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import TeacherEngine, load_engine
@@ -24,11 +25,10 @@ __all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "ScoreRequest"]
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Pairs to score together: `queries[i]` with `passages[i]`."""
+    """Pairs to score together."""
 
     key: int
-    queries: list[str]
-    passages: list[str]
+    pairs: TokenPairs
 
 
 class PairScorer(Protocol):
@@ -68,14 +68,20 @@ class InProcessScorer:
     def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Requests in the order given."""
         for request in requests:
-            yield request.key, self._engine.score(request.queries, request.passages)
+            yield request.key, self._engine.score_pairs(request.pairs)
 
 
 class InProcessHost:
-    """Hosts a teacher in this process: for notebooks, debugging, and machines without a cluster."""
+    """Hosts a teacher in this process: for notebooks, debugging, and machines without a cluster.
 
-    def __init__(self, *, tokens_per_batch: int) -> None:
+    Args:
+        tokens_per_batch: of the engine; None lets a short calibration find it.
+        calibrations: where what calibrations find is kept.
+    """
+
+    def __init__(self, *, tokens_per_batch: int | None = None, calibrations: Path | None = None) -> None:
         self._tokens_per_batch = tokens_per_batch
+        self._calibrations = calibrations
 
     @property
     def device_type(self) -> str:
@@ -85,8 +91,14 @@ class InProcessHost:
     @contextmanager
     def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
         """Load the teacher in `folder`; it is dropped when the context closes."""
-        yield InProcessScorer(
-            load_engine(
-                folder, contract, device=torch.device(self.device_type), tokens_per_batch=self._tokens_per_batch
-            )
+        engine = load_engine(
+            folder,
+            contract,
+            device=torch.device(self.device_type),
+            tokens_per_batch=self._tokens_per_batch,
+            calibrations=self._calibrations,
         )
+        try:
+            yield InProcessScorer(engine)
+        finally:
+            engine.close()

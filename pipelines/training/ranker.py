@@ -9,21 +9,26 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.devices import torch_dtype
-from pipelines.model_files import check_positions
+from pipelines.model_files import check_positions, tokenizer_hash
 from pipelines.objectives.ranker_loss import ranker_loss
 from pipelines.pretrained import load_config, load_model, load_tokenizer
-from pipelines.teacher.pairs import encode_pairs
+from pipelines.teacher.contract import PAIR
+from pipelines.teacher.layout import pair_layout
+from pipelines.teacher.pairs import PairEncoder
 from pipelines.training.batches import ListBatch
 
 __all__ = ["new_ranker", "ranker_losses", "save_ranker"]
 
 
-def new_ranker(folder: Path, *, max_length: int, dropout: float, device: torch.device) -> tuple[Any, Any]:
-    """A one-logit cross-encoder over the checkpoint in `folder` (its head is new where it has none), and its tokenizer.
+def new_ranker(
+    folder: Path, *, max_length: int, truncation: str, dropout: float, device: torch.device
+) -> tuple[Any, PairEncoder]:
+    """A one-logit cross-encoder over the checkpoint in `folder` (its head is new where it has none), and its pairs.
 
     Raises:
         ModelError: the tokenizer does not fit the embedding, the model has fewer than `max_length` positions, or the
@@ -41,10 +46,18 @@ def new_ranker(folder: Path, *, max_length: int, dropout: float, device: torch.d
         may_be_new=lambda model, name: not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name,
     )
     check_positions(model, max_length, field="teacher.max_length")
-    return model.to(device), load_tokenizer(folder, model)
+    tokenizer = load_tokenizer(folder, model)
+    encoder = PairEncoder(
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(folder),
+        layout=pair_layout(tokenizer, PAIR),
+        max_length=max_length,
+        truncation=truncation,
+    )
+    return model.to(device), encoder
 
 
-def ranker_losses(model: Any, tokenizer: Any, batch: ListBatch, *, max_length: int, dtype: str) -> dict[str, Tensor]:
+def ranker_losses(model: Any, encoder: PairEncoder, batch: ListBatch, *, dtype: str) -> dict[str, Tensor]:
     """`{"loss": cross-entropy of the positive's column, mean over queries}`.
 
     Raises:
@@ -56,13 +69,12 @@ def ranker_losses(model: Any, tokenizer: Any, batch: ListBatch, *, max_length: i
     device = next(model.parameters()).device
     mask = batch.mask.to(device)
     cells = batch.mask.nonzero().tolist()
-    pairs = encode_pairs(
-        tokenizer,
+    pairs = encoder.tokenize(
         [batch.query_texts[query] for query, _ in cells],
         [batch.document_texts[int(batch.columns[query, column])] for query, column in cells],
-        max_length=max_length,
     )
-    tokens = tokenizer.pad(pairs, padding="longest", return_tensors="pt").to(device)
+    inputs = encoder.assemble(pairs, encoder.cut(pairs), np.arange(len(pairs))).padded()
+    tokens = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
     with torch.autocast(device.type, dtype=torch_dtype(dtype), enabled=dtype != "fp32"):
         logits = model(**tokens).logits[:, 0].float()
     scores = torch.zeros(batch.mask.shape, device=device).masked_scatter(mask, logits)

@@ -40,7 +40,7 @@ def teacher_key(base: Path, dataset: Dataset, labelled: pa.Table, spec: TeacherS
         for query_id, items in zip(labelled["query_id"].to_pylist(), labelled["candidates"].to_pylist(), strict=True)
     ]
     settings = spec.train.model_dump(mode="json") if spec.train else None
-    parts = [weights_hash(base), dataset.fingerprint, lists, settings, spec.max_length, seed]
+    parts = [weights_hash(base), dataset.fingerprint, lists, settings, spec.max_length, spec.truncation, seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -107,7 +107,13 @@ def _train(
 ) -> None:
     device = resolve_device()
     seed_everything(seed)
-    model, tokenizer = new_ranker(base, max_length=spec.max_length, dropout=ranking.dropout, device=device)
+    model, encoder = new_ranker(
+        base,
+        max_length=spec.max_length,
+        truncation=spec.truncation,
+        dropout=ranking.dropout,
+        device=device,
+    )
     dtype = resolve_dtype(ranking.dtype, device_type=device.type)
 
     def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
@@ -140,10 +146,10 @@ def _train(
     checkpoints = Checkpoints(work / "checkpoints", run_fingerprint=work.name, keep=1)
     train(
         model,
-        lambda batch: ranker_losses(model, tokenizer, batch, max_length=spec.max_length, dtype=dtype),
+        lambda batch: ranker_losses(model, encoder, batch, dtype=dtype),
         open_batches,
         settings,
         on_step=on_step,
         checkpoints=checkpoints,
     )
-    save_ranker(model, tokenizer, work / "model")
+    save_ranker(model, encoder.tokenizer, work / "model")

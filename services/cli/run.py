@@ -94,7 +94,7 @@ def run_in_process(
             root=root,
             dataset_folder=folder,
             model_roots=roots,
-            host=InProcessHost(tokens_per_batch=spec.teacher.tokens_per_batch),
+            host=InProcessHost(tokens_per_batch=spec.teacher.tokens_per_batch, calibrations=root / "calibrations"),
             side_task=side_task,
             side_task_cpus=share,
             journal=ConsoleJournal(console),

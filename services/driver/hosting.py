@@ -30,8 +30,11 @@ _CALLS_PER_REPLICA = 2
 class PoolHost:
     """Hosts teachers on the cluster's shared pool."""
 
-    def __init__(self, store: Store, session: DriverSession, spec: TeacherSpec, journal: Journal) -> None:
+    def __init__(
+        self, store: Store, session: DriverSession, spec: TeacherSpec, journal: Journal, *, calibrations: Path
+    ) -> None:
         self._store = store
+        self._calibrations = calibrations
         self._session = session
         self._spec = spec
         self._journal = journal
@@ -62,6 +65,7 @@ class PoolHost:
                 cpus_per_replica=self._spec.cpus_per_replica,
                 gpus_per_replica=self._spec.gpus_per_replica,
                 tokens_per_batch=self._spec.tokens_per_batch,
+                calibrations_dir=str(self._calibrations),
             )
         )
         self._session.set_teacher(name)

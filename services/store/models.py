@@ -38,7 +38,8 @@ class TeacherRow(Base):
     replicas: Mapped[int]
     cpus_per_replica: Mapped[float]
     gpus_per_replica: Mapped[float]
-    tokens_per_batch: Mapped[int]
+    tokens_per_batch: Mapped[int | None]
+    calibrations_dir: Mapped[str | None] = mapped_column(Text)
     weights_version: Mapped[int]
     updated_at: Mapped[float]
 

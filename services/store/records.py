@@ -77,5 +77,7 @@ class Teacher:
     replicas: int = 1
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int | None = None
+    """None: found by a calibration, which is kept in `calibrations_dir`."""
+    calibrations_dir: str | None = None
     weights_version: int = 0

@@ -91,7 +91,7 @@ class PoolScorer:
                     call.cancel()
 
     def _score(self, request: ScoreRequest) -> tuple[int, npt.NDArray[np.float32]]:
-        if not request.queries:
+        if not len(request.pairs):
             return request.key, np.empty(0, dtype=np.float32)
         handle = self._connected()
         try:
@@ -99,11 +99,11 @@ class PoolScorer:
                 on=_TRANSIENT, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=15.0
             ):
                 with attempt:
-                    reply = handle.score.remote(request.queries, request.passages)
+                    reply = handle.score.remote(request.pairs)
                     fingerprint, logits = reply.result(timeout_s=_CALL_DEADLINE_S)
         except _TRANSIENT as error:
             raise TeacherPoolError(
-                f"{len(request.queries)} pairs could not be scored in {_ATTEMPTS} attempts: {error}"
+                f"{len(request.pairs)} pairs could not be scored in {_ATTEMPTS} attempts: {error}"
             ) from error
         if fingerprint != self._contract.fingerprint:
             raise ContractError(

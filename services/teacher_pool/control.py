@@ -51,6 +51,7 @@ def _application(teacher: Teacher) -> dict[str, Any]:
                     "model_dir": teacher.model_dir,
                     "contract": teacher.contract,
                     "tokens_per_batch": teacher.tokens_per_batch,
+                    "calibrations_dir": teacher.calibrations_dir,
                     "num_cpus": teacher.cpus_per_replica,
                     "num_gpus": teacher.gpus_per_replica,
                     "weights_version": teacher.weights_version,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from ray import serve
 
+from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import use_threads
 from pipelines.pretrained import quiet_loading
 from pipelines.teacher.contract import ScoreContract
@@ -38,22 +39,26 @@ class TeacherReplica:
         """Become the teacher that `config` describes; calls in progress finish with the old weights."""
         async with self._turn:
             if config != self._configured:
-                use_threads(config["num_cpus"])
+                before = self._engine
                 self._engine = await asyncio.to_thread(
                     load_engine,
                     Path(config["model_dir"]),
                     ScoreContract.from_dict(config["contract"]),
                     device=torch.device("cuda" if config["num_gpus"] > 0 else "cpu"),
+                    threads=use_threads(config["num_cpus"]),
                     tokens_per_batch=config["tokens_per_batch"],
+                    calibrations=Path(config["calibrations_dir"]) if config["calibrations_dir"] else None,
                 )
+                if before is not None:
+                    before.close()
                 self._configured = config
 
-    async def score(self, queries: list[str], passages: list[str]) -> tuple[str, npt.NDArray[np.float32]]:
-        """(contract fingerprint, raw fp32 logits [n]) of `queries[i]` with `passages[i]`."""
+    async def score(self, pairs: TokenPairs) -> tuple[str, npt.NDArray[np.float32]]:
+        """(contract fingerprint, raw fp32 logits [n]) of tokenised pairs."""
         async with self._turn:
             if self._engine is None:
                 raise RuntimeError("the replica was asked to score before it was configured")
-            logits = await asyncio.to_thread(self._engine.score, queries, passages)
+            logits = await asyncio.to_thread(self._engine.score_pairs, pairs)
             return self._engine.contract.fingerprint, logits
 
 

@@ -1,13 +1,15 @@
 """Candidates, chunks and scorers for the tests of ranked lists."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+from tiny import byte_pairs, texts_of
 
 from pipelines.candidates.schema import CANDIDATES_SCHEMA
 from pipelines.corpus.dataset import Dataset
+from pipelines.corpus.tokens import TokenPairs
 from pipelines.ranked.schema import rank_candidates
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreRequest
@@ -53,17 +55,19 @@ class CountingScorer:
 
     def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, np.ndarray]]:
         for request in self.arrange([replace(request) for request in requests]):
-            self.pairs += zip(request.queries, request.passages, strict=True)
-            yield (
-                request.key,
-                np.array(
-                    [
-                        hash_score(query, passage)
-                        for query, passage in zip(request.queries, request.passages, strict=True)
-                    ],
-                    dtype=np.float32,
-                ),
-            )
+            texts = texts_of(request.pairs)
+            self.pairs += texts
+            yield request.key, np.array([hash_score(*pair) for pair in texts], dtype=np.float32)
+
+
+class TextPairs:
+    """Gives the texts of pairs as bytes, where a job gives token ids."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def pairs(self, ids: Sequence[tuple[str, str]]) -> TokenPairs:
+        return byte_pairs([(self._dataset.query_text(query), self._dataset.passage(doc)) for query, doc in ids])
 
 
 def hash_score(query: str, passage: str) -> float:

@@ -9,7 +9,7 @@ from threading import Barrier as ThreadBarrier
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
-from lists_for_tests import ranked_chunk
+from lists_for_tests import CONTRACT, ranked_chunk
 
 from pipelines.errors import RankedListsError
 from pipelines.ranked.schema import RANKED_SCHEMA
@@ -24,24 +24,24 @@ def all_rows(path: Path) -> pa.Table:
 
 def test_a_retry_finds_the_chunk_committed(tmp_path: Path) -> None:
     # A driver that was killed after the commit and before it noted so tries again.
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     rows = ranked_chunk(0, ["q1", "q2"])
     assert lists.commit_chunk(rows, **FILED, chunk_id=0)
     assert not lists.commit_chunk(rows, **FILED, chunk_id=0)
-    assert not RankedLists(tmp_path).commit_chunk(rows, **FILED, chunk_id=0)
+    assert not RankedLists(tmp_path, CONTRACT).commit_chunk(rows, **FILED, chunk_id=0)
     assert len(all_rows(tmp_path)) == 2
 
 
 def test_a_retry_that_brings_other_rows_changes_nothing(tmp_path: Path) -> None:
     # Readers may have trained on the first ones already.
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     lists.commit_chunk(ranked_chunk(0, ["q1"]), **FILED, chunk_id=0)
     assert not lists.commit_chunk(ranked_chunk(0, ["q2"]), **FILED, chunk_id=0)
     assert all_rows(tmp_path)["query_id"].to_pylist() == ["q1"]
 
 
 def test_equal_chunk_numbers_of_other_rounds_and_jobs_do_not_collide(tmp_path: Path) -> None:
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     places = [("job", 0), ("job", 1), ("job", -1), ("other", 0)]
     for job_id, number in places:
         rows = ranked_chunk(0, ["q"], job_id=job_id, round_number=number)
@@ -56,7 +56,7 @@ def test_racing_threads_commit_each_chunk_once(tmp_path: Path) -> None:
     together = ThreadBarrier(writers)
 
     def write(_: int) -> int:
-        lists = RankedLists(tmp_path)  # creating the table is part of the race
+        lists = RankedLists(tmp_path, CONTRACT)  # creating the table is part of the race
         won = 0
         for chunk_id in range(chunks):
             together.wait()
@@ -66,7 +66,7 @@ def test_racing_threads_commit_each_chunk_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(writers) as pool:
         assert sum(pool.map(write, range(writers))) == chunks
     assert len(all_rows(tmp_path)) == 2 * chunks
-    assert sorted(RankedLists(tmp_path).chunk_files("job", 0)) == list(range(chunks))
+    assert sorted(RankedLists(tmp_path, CONTRACT).chunk_files("job", 0)) == list(range(chunks))
 
 
 def test_jobs_that_create_a_table_at_once_all_get_it(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_jobs_that_create_a_table_at_once_all_get_it(tmp_path: Path) -> None:
 
         def create(_: int, path: Path = tmp_path / str(attempt), together: ThreadBarrier = together) -> RankedLists:
             together.wait()
-            return RankedLists(path)
+            return RankedLists(path, CONTRACT)
 
         with ThreadPoolExecutor(writers) as pool:
             assert [lists.chunk_files("job", 0) for lists in pool.map(create, range(writers))] == [{}] * writers
@@ -85,7 +85,7 @@ def test_jobs_that_create_a_table_at_once_all_get_it(tmp_path: Path) -> None:
 
 def _write_in_process(path: Path, together: Barrier, chunks: int) -> int:
     together.wait()
-    lists = RankedLists(path)
+    lists = RankedLists(path, CONTRACT)
     won = 0
     for chunk_id in range(chunks):
         together.wait()
@@ -106,11 +106,11 @@ def test_racing_processes_commit_each_chunk_once(tmp_path: Path) -> None:
 
 def test_chunks_are_found_and_refused_again_after_a_log_checkpoint(tmp_path: Path) -> None:
     # Delta folds its log into a checkpoint every 100 commits; transactions and file statistics must survive that.
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     for chunk_id in range(103):
         assert lists.commit_chunk(ranked_chunk(chunk_id, ["q"]), **FILED, chunk_id=chunk_id)
     assert list(tmp_path.glob("_delta_log/*.checkpoint.parquet"))
-    fresh = RankedLists(tmp_path)
+    fresh = RankedLists(tmp_path, CONTRACT)
     assert not fresh.commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
     for reader in (lists, fresh):
         assert sorted(reader.chunk_files("job", 0)) == list(range(103))
@@ -118,7 +118,7 @@ def test_chunks_are_found_and_refused_again_after_a_log_checkpoint(tmp_path: Pat
 
 
 def test_rows_of_another_place_or_none_are_refused(tmp_path: Path) -> None:
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     rows = ranked_chunk(0, ["q"])
     with pytest.raises(RankedListsError, match="another chunk_id"):
         lists.commit_chunk(rows, **FILED, chunk_id=1)
@@ -132,7 +132,7 @@ def test_rows_of_another_place_or_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_reader_sees_chunks_that_another_object_commits(tmp_path: Path) -> None:
-    reader, writer = RankedLists(tmp_path), RankedLists(tmp_path)
+    reader, writer = RankedLists(tmp_path, CONTRACT), RankedLists(tmp_path, CONTRACT)
     assert reader.chunk_files("job", 0) == {}
     before = reader.version
     writer.commit_chunk(ranked_chunk(4, ["q1", "q2"]), **FILED, chunk_id=4)
@@ -145,7 +145,7 @@ def test_a_reader_sees_chunks_that_another_object_commits(tmp_path: Path) -> Non
 
 
 def test_known_logits_are_those_of_the_asked_queries_and_weights(tmp_path: Path) -> None:
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     lists.commit_chunk(ranked_chunk(1, ["q1", "q2"]), **FILED, chunk_id=1)
     assert lists.known_logits(["q2", "q9"], weights_version=0) == pytest.approx(
         {("q2", "d1"): 1.02, ("q2", "d2"): 1.03}
@@ -158,5 +158,5 @@ def test_a_table_belongs_to_one_data_set_and_one_contract(tmp_path: Path) -> Non
     place = ranked_lists_path(tmp_path, dataset_fingerprint="data", contract_fingerprint="score")
     assert place == tmp_path / "ranked_lists" / "data" / "score"
     # Creating it twice keeps what is there.
-    RankedLists(place).commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
-    assert list(RankedLists(place).chunk_files("job", 0)) == [0]
+    RankedLists(place, CONTRACT).commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
+    assert list(RankedLists(place, CONTRACT).chunk_files("job", 0)) == [0]

@@ -8,7 +8,7 @@ import pytest
 from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lists_for_tests import CountingScorer, candidates_of, hash_score, lists_of
+from lists_for_tests import CONTRACT, CountingScorer, TextPairs, candidates_of, hash_score, lists_of
 
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import Cancelled, RankedListsError
@@ -30,7 +30,7 @@ def fill(
     return list(
         fill_round(
             candidates_of(wanted),
-            dataset,
+            TextPairs(dataset),
             lists,
             scorer,
             job_id=job_id,
@@ -43,7 +43,7 @@ def fill(
 
 def test_every_query_is_in_one_row_with_the_teachers_scores(dataset: Dataset, tmp_path: Path) -> None:
     wanted = lists_of(dataset, 10)
-    done = fill(dataset, RankedLists(tmp_path), CountingScorer(), wanted)
+    done = fill(dataset, RankedLists(tmp_path, CONTRACT), CountingScorer(), wanted)
     assert [(item.chunk_id, item.num_queries, item.num_new_pairs, item.num_reused_pairs) for item in done] == [
         (0, 4, 12, 0),
         (1, 4, 12, 0),
@@ -59,10 +59,10 @@ def test_every_query_is_in_one_row_with_the_teachers_scores(dataset: Dataset, tm
 
 def test_a_second_job_sends_no_pair(dataset: Dataset, tmp_path: Path) -> None:
     # Retuning a loss must never cost a teacher call.
-    wanted, lists = lists_of(dataset, 10), RankedLists(tmp_path)
+    wanted, lists = lists_of(dataset, 10), RankedLists(tmp_path, CONTRACT)
     fill(dataset, lists, CountingScorer(), wanted)
     scorer = CountingScorer()
-    done = fill(dataset, RankedLists(tmp_path), scorer, wanted, job_id="second")
+    done = fill(dataset, RankedLists(tmp_path, CONTRACT), scorer, wanted, job_id="second")
     assert scorer.pairs == []
     assert sum(item.num_reused_pairs for item in done) == 30
     assert len(DeltaTable(str(tmp_path)).to_pyarrow_table()) == 20
@@ -70,7 +70,7 @@ def test_a_second_job_sends_no_pair(dataset: Dataset, tmp_path: Path) -> None:
 
 def test_only_new_documents_of_a_list_are_sent(dataset: Dataset, tmp_path: Path) -> None:
     # The next round mines much of what the last one did.
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     fill(dataset, lists, CountingScorer(), {"train0": ["d1", "d2"]})
     scorer = CountingScorer()
     (done,) = fill(dataset, lists, scorer, {"train0": ["d2", "d3"]}, round_number=1)
@@ -79,7 +79,7 @@ def test_only_new_documents_of_a_list_are_sent(dataset: Dataset, tmp_path: Path)
 
 
 def test_scores_of_older_weights_are_not_reused(dataset: Dataset, tmp_path: Path) -> None:
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     fill(dataset, lists, CountingScorer(), {"train0": ["d1", "d2"]})
     scorer = CountingScorer(weights_version=1)
     fill(dataset, lists, scorer, {"train0": ["d1", "d2"]}, round_number=1)
@@ -87,7 +87,7 @@ def test_scores_of_older_weights_are_not_reused(dataset: Dataset, tmp_path: Path
 
 
 def test_a_query_without_candidates_has_an_empty_list(dataset: Dataset, tmp_path: Path) -> None:
-    (done,) = fill(dataset, RankedLists(tmp_path), CountingScorer(), {"train0": []})
+    (done,) = fill(dataset, RankedLists(tmp_path, CONTRACT), CountingScorer(), {"train0": []})
     assert done.num_queries == 1
     (row,) = DeltaTable(str(tmp_path)).to_pyarrow_table().to_pylist()
     assert row["candidates"] == []
@@ -115,9 +115,9 @@ def test_a_round_goes_on_where_it_was_left(
     first = StopsAfter(survived, order)
     # A scorer that ends early is an error: test lists that were never ranked would count as a bad teacher.
     with pytest.raises(RankedListsError, match=f"{5 - survived} of 5") if survived < 5 else contextlib.nullcontext():
-        fill(dataset, RankedLists(path), first, wanted)
+        fill(dataset, RankedLists(path, CONTRACT), first, wanted)
     second = CountingScorer()
-    done = fill(dataset, RankedLists(path), second, wanted)
+    done = fill(dataset, RankedLists(path, CONTRACT), second, wanted)
     assert not set(first.pairs) & set(second.pairs), "a committed chunk was scored again"
     assert len(first.pairs) + len(second.pairs) == 18 * 3
     assert sorted(item.chunk_id for item in done) == list(range(5)), "each chunk is reported once, committed ones too"
@@ -136,7 +136,9 @@ def test_what_is_asked_before_a_request_may_stop_the_round(dataset: Dataset, tmp
 
     scorer = CountingScorer()
     with pytest.raises(Cancelled):
-        fill(dataset, RankedLists(tmp_path), scorer, lists_of(dataset, 18), before_request=cancel_at_the_third)
+        fill(
+            dataset, RankedLists(tmp_path, CONTRACT), scorer, lists_of(dataset, 18), before_request=cancel_at_the_third
+        )
     assert len(asked) == 3
     assert scorer.pairs == []
 

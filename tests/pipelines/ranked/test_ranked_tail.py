@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lists_for_tests import ranked_chunk
+from lists_for_tests import CONTRACT, ranked_chunk
 
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import RankedRow, StreamPosition, follow
@@ -48,7 +48,7 @@ def read(
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> RankedLists:
-    lists = RankedLists(tmp_path_factory.mktemp("complete"))
+    lists = RankedLists(tmp_path_factory.mktemp("complete"), CONTRACT)
     for number in CHUNKS:
         commit(lists, number)
     return lists
@@ -57,21 +57,21 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> RankedLists:
 @pytest.mark.parametrize("arrival", [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]])
 def test_the_order_of_reading_is_not_that_of_arrival(tmp_path: Path, arrival: list[int]) -> None:
     # Otherwise the number of replicas, or a slow one, would change the student.
-    lists, coming = RankedLists(tmp_path), list(arrival)
+    lists, coming = RankedLists(tmp_path, CONTRACT), list(arrival)
     waits: list[int] = []
 
     def wait() -> None:
         waits.append(1)
         commit(lists, coming.pop(0))
 
-    rows = read(RankedLists(tmp_path), wait=wait)
+    rows = read(RankedLists(tmp_path, CONTRACT), wait=wait)
     assert [row.query_id for row, _ in rows] == QUERIES
     assert len(waits) == 4
 
 
 def test_reading_begins_with_the_first_chunk(tmp_path: Path) -> None:
     # Training overlaps scoring: the first rows come out while nothing else is committed.
-    lists = RankedLists(tmp_path)
+    lists = RankedLists(tmp_path, CONTRACT)
     commit(lists, 0)
     rows = follow(
         lists,
@@ -135,7 +135,7 @@ def test_what_waiting_raises_ends_the_reading(tmp_path: Path) -> None:
         raise RuntimeError("the teacher is gone")
 
     with pytest.raises(RuntimeError, match="the teacher is gone"):
-        read(RankedLists(tmp_path), wait=broken)
+        read(RankedLists(tmp_path, CONTRACT), wait=broken)
 
 
 def test_a_row_carries_the_list_in_teacher_order(complete: RankedLists) -> None:

@@ -43,7 +43,7 @@ class ScriptedHost:
 
         def score(request: ScoreRequest) -> np.ndarray:
             outer.scored.append(request)
-            return engine.score(request.queries, request.passages)
+            return engine.score_pairs(request.pairs)
 
         class Scripted(InProcessScorer):
             def score_all(self, requests: Iterable[ScoreRequest]) -> Answers:

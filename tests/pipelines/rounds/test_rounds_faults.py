@@ -15,6 +15,7 @@ from tiny import RecordingJournal, tiny_spec
 
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import Cancelled, DataError, RankedListsError
+from pipelines.pretrained import load_folder_tokenizer
 from pipelines.ranked.table import RankedLists
 from pipelines.teacher.scorer import ScoreRequest
 
@@ -195,11 +196,16 @@ def test_an_error_in_the_test_lists_ends_a_training_that_needs_no_more_lists(
 ) -> None:
     # Else the student would learn on for hours before anyone heard that the job cannot be finished.
     broken = threading.Event()
-    test_queries = {dataset.query_text(query) for query in dataset.labelled_queries("test")}
+    tokenize = load_folder_tokenizer(tiny_root / "teacher")
+    test_queries = {
+        tuple(tokenize(dataset.query_text(query), add_special_tokens=False)["input_ids"])
+        for query in dataset.labelled_queries("test")
+    }
 
     def script(requests: Iterable[ScoreRequest], score: Score) -> Answers:
         for request in requests:
-            if test_queries & set(request.queries):
+            queries = request.pairs.queries
+            if test_queries & {tuple(queries[row].tolist()) for row in range(len(queries))}:
                 broken.set()
                 raise RuntimeError("replica on fire")
             yield request.key, score(request)

@@ -156,11 +156,12 @@ def test_a_length_beyond_the_positions_is_refused_at_load(teacher_folder: Path) 
 
 def test_the_in_process_host_scores_requests_in_order_and_lazily(teacher_folder: Path) -> None:
     taken: list[int] = []
+    encoder = engine(teacher_folder).encoder
 
     def requests() -> Any:
         for key in range(3):
             taken.append(key)
-            yield ScoreRequest(key, [f"what is {ASPECTS[key]}"], ["heart"])
+            yield ScoreRequest(key, encoder.tokenize([f"what is {ASPECTS[key]}"], ["heart"]))
 
     with InProcessHost(tokens_per_batch=64).host(teacher_folder, contract(teacher_folder)) as scorer:
         assert scorer.contract == contract(teacher_folder)

@@ -79,11 +79,11 @@ def test_the_ranker_loss_is_cross_entropy_over_the_engines_logits(
 ) -> None:
     # What the ranker is trained on is what the teacher will score with: same pairs, same cut, same logits.
     torch.manual_seed(0)
-    model, tokenizer = new_ranker(encoder_folder, max_length=16, dropout=0.0, device=CPU)
+    model, encoder = new_ranker(encoder_folder, max_length=16, truncation="passage_end", dropout=0.0, device=CPU)
     model.eval()
     batch = first_batch(dataset, labelled)
-    loss = ranker_losses(model, tokenizer, batch, max_length=16, dtype="fp32")["loss"]
-    save_ranker(model, tokenizer, tmp_path / "ranker")
+    loss = ranker_losses(model, encoder, batch, dtype="fp32")["loss"]
+    save_ranker(model, encoder.tokenizer, tmp_path / "ranker")
     contract = contract_of(tmp_path / "ranker", model_id="r", revision=None, max_length=16, dtype="fp32")
     engine = load_engine(tmp_path / "ranker", contract, device=torch.device("cpu"), tokens_per_batch=256)
     expected = []
@@ -99,23 +99,23 @@ def test_the_ranker_loss_is_cross_entropy_over_the_engines_logits(
 def test_a_ranker_batch_without_a_positive_is_refused(
     dataset: Dataset, labelled: pa.Table, encoder_folder: Path
 ) -> None:
-    model, tokenizer = new_ranker(encoder_folder, max_length=32, dropout=0.0, device=CPU)
+    model, encoder = new_ranker(encoder_folder, max_length=32, truncation="passage_end", dropout=0.0, device=CPU)
     batch = first_batch(dataset, labelled)
     bad = dataclasses.replace(batch, positive=torch.full_like(batch.positive, -1))
     with pytest.raises(ValueError, match="without a positive"):
-        ranker_losses(model, tokenizer, bad, max_length=32, dtype="fp32")
+        ranker_losses(model, encoder, bad, dtype="fp32")
 
 
 def test_a_query_that_leaves_no_room_stops_the_ranker_too(
     dataset: Dataset, labelled: pa.Table, encoder_folder: Path
 ) -> None:
-    model, tokenizer = new_ranker(encoder_folder, max_length=8, dropout=0.0, device=CPU)
+    model, encoder = new_ranker(encoder_folder, max_length=8, truncation="passage_end", dropout=0.0, device=CPU)
     with pytest.raises(DataError, match=r"teacher\.max_length 8 leaves no room"):
-        ranker_losses(model, tokenizer, first_batch(dataset, labelled), max_length=8, dtype="fp32")
+        ranker_losses(model, encoder, first_batch(dataset, labelled), dtype="fp32")
 
 
 def test_a_ranker_starts_with_the_encoders_weights_and_the_dropout_asked_for(encoder_folder: Path) -> None:
-    model, _ = new_ranker(encoder_folder, max_length=32, dropout=0.25, device=CPU)
+    model, _ = new_ranker(encoder_folder, max_length=32, truncation="passage_end", dropout=0.25, device=CPU)
     assert model.config.num_labels == 1
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
     stored = load_file(encoder_folder / "model.safetensors")
@@ -126,11 +126,11 @@ def test_a_ranker_starts_with_the_encoders_weights_and_the_dropout_asked_for(enc
 def test_a_ranker_is_not_started_from_random_layers_or_too_few_positions(tmp_path: Path) -> None:
     folder = save_encoder(tmp_path / "encoder", max_position_embeddings=30)
     with pytest.raises(ModelError, match=r"teacher\.max_length is 31"):
-        new_ranker(folder, max_length=31, dropout=0.0, device=CPU)
+        new_ranker(folder, max_length=31, truncation="passage_end", dropout=0.0, device=CPU)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}), encoding="utf-8")
     with pytest.raises(ModelError, match=r"bert\.encoder\.layer\.2\."):
-        new_ranker(folder, max_length=30, dropout=0.0, device=CPU)
+        new_ranker(folder, max_length=30, truncation="passage_end", dropout=0.0, device=CPU)
 
 
 def learn(

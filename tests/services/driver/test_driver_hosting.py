@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import RecordingJournal, tiny_spec
+from tiny import RecordingJournal, byte_pairs, tiny_spec
 
 from pipelines.errors import Cancelled
 from pipelines.teacher.contract import ScoreContract
@@ -27,7 +27,7 @@ NAME = application_name(CONTRACT.fingerprint)
 
 REPLY = SimpleNamespace(result=lambda timeout_s: (CONTRACT.fingerprint, np.zeros(1, dtype=np.float32)))
 ANSWERING = SimpleNamespace(score=SimpleNamespace(remote=lambda queries, passages: REPLY))
-PAIR = ScoreRequest(0, ["q"], ["p"])
+PAIR = ScoreRequest(0, byte_pairs([("q", "p")]))
 
 
 def application(status: str, *, running: int = 0, message: str = "") -> SimpleNamespace:
@@ -60,7 +60,8 @@ def serve_says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def host(store: Store, session: DriverSession, journal: Any) -> PoolHost:
-    return PoolHost(store, session, tiny_spec(teacher={"replicas": 3, "cpus_per_replica": 0.5}).teacher, journal)
+    spec = tiny_spec(teacher={"replicas": 3, "cpus_per_replica": 0.5})
+    return PoolHost(store, session, spec.teacher, journal, calibrations=Path("/root/calibrations"))
 
 
 def test_the_teacher_is_wanted_as_the_spec_says_before_it_is_waited_for(
@@ -74,6 +75,7 @@ def test_the_teacher_is_wanted_as_the_spec_says_before_it_is_waited_for(
         (wanted,) = store.teachers_in_use()
     assert (wanted.name, wanted.model_dir, wanted.contract) == (NAME, "/teachers/t", CONTRACT.to_dict())
     assert (wanted.replicas, wanted.cpus_per_replica, wanted.tokens_per_batch) == (3, 0.5, 512)
+    assert wanted.calibrations_dir == "/root/calibrations"
     assert journal.named("teacher_pool.ready")[0]["running"] == 1, "one replica is enough to begin"
 
 
@@ -103,7 +105,7 @@ def test_a_pool_that_waits_for_cpus_is_waited_for_and_says_so(
 def test_a_pool_is_asked_for_once_also_when_that_fails(store: Store, session: DriverSession, serve_says: Any) -> None:
     serve_says(application("DEPLOY_FAILED", message="no such weights"))
     journal = RecordingJournal()
-    requests = [ScoreRequest(number, ["q"], ["p"]) for number in range(20)]
+    requests = [ScoreRequest(number, byte_pairs([("q", "p")])) for number in range(20)]
     with (
         pytest.raises(TeacherNotDeployable),
         host(store, session, journal).host(Path("/teachers/t"), CONTRACT) as scorer,
@@ -127,7 +129,7 @@ def test_a_job_whose_scores_are_all_known_asks_for_no_pool(
     serve_says(None)
     journal = RecordingJournal()
     with host(store, session, journal).host(Path("/teachers/t"), CONTRACT) as scorer:
-        ((key, logits),) = scorer.score_all([ScoreRequest(3, [], [])])
+        ((key, logits),) = scorer.score_all([ScoreRequest(3, byte_pairs([]))])
     assert (key, len(logits)) == (3, 0)
     assert store.teachers_in_use() == []
     assert journal.events == []

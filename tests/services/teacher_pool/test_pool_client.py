@@ -13,7 +13,9 @@ import pytest
 import stamina
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from tiny import byte_pairs, texts_of
 
+from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import ContractError, DataError
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreRequest
@@ -37,7 +39,8 @@ class Handle:
     def score(self) -> "Handle":
         return self
 
-    def remote(self, queries: list[str], passages: list[str]) -> "Reply":
+    def remote(self, pairs: TokenPairs) -> "Reply":
+        queries, passages = map(list, zip(*texts_of(pairs), strict=True))
         with self._lock:
             self.calls[queries[0]] += 1
             self.at_once += 1
@@ -68,7 +71,7 @@ def logits(queries: list[str], passages: list[str]) -> tuple[str, np.ndarray]:
 
 
 def request(key: int, pairs: int = 2) -> ScoreRequest:
-    return ScoreRequest(key, [f"q{key}"] * pairs, ["p" * (key + number) for number in range(pairs)])
+    return ScoreRequest(key, byte_pairs([(f"q{key}", "p" * (key + number)) for number in range(pairs)]))
 
 
 def scorer(handle: Any, in_flight: int = 2) -> PoolScorer:
@@ -100,7 +103,7 @@ TRANSIENT = {
 
 
 def test_every_request_comes_back_with_its_logits() -> None:
-    wanted = {key: logits(request(key).queries, request(key).passages)[1] for key in range(20)}
+    wanted = {key: logits(*map(list, zip(*texts_of(request(key).pairs), strict=True)))[1] for key in range(20)}
     found = list(scorer(Handle(logits)).score_all(map(request, range(20))))
     assert sorted(key for key, _ in found) == list(range(20)), "each once"
     for key, scores in found:
@@ -116,7 +119,7 @@ def test_a_scorer_knows_what_it_scores_under() -> None:
 def test_nothing_to_score_costs_no_call() -> None:
     """A chunk whose pairs are all known is still a request, so that it is committed in its turn."""
     handle = Handle(logits)
-    ((key, scores),) = scorer(handle).score_all([ScoreRequest(7, [], [])])
+    ((key, scores),) = scorer(handle).score_all([ScoreRequest(7, byte_pairs([]))])
     assert (key, scores.shape, scores.dtype) == (7, (0,), np.dtype(np.float32))
     assert not handle.calls
     assert list(scorer(handle).score_all([])) == []

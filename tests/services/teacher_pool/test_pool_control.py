@@ -104,6 +104,7 @@ def test_a_teacher_becomes_one_application_with_its_numbers() -> None:
         "model_dir": "/models/a",
         "contract": wanted.contract,
         "tokens_per_batch": 4096,
+        "calibrations_dir": None,
         "num_cpus": 0.5,
         "num_gpus": 0.25,
         "weights_version": 7,

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import save_cross_encoder
+from tiny import byte_pairs, save_cross_encoder
 
+from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import ContractError
 from pipelines.teacher.contract import ScoreContract, contract_of
 from pipelines.teacher.engine import load_engine
@@ -40,11 +41,16 @@ def user_config(folder: Path, **fields: Any) -> dict[str, Any]:
         "model_dir": str(folder),
         "contract": contract(folder).to_dict(),
         "tokens_per_batch": 512,
+        "calibrations_dir": None,
         "num_cpus": 1.0,
         "num_gpus": 0.0,
         "weights_version": 0,
     }
     return config | fields
+
+
+def pairs(replica: Any) -> TokenPairs:
+    return replica._engine.encoder.tokenize(QUERIES, PASSAGES)
 
 
 def new_replica() -> Any:
@@ -55,7 +61,7 @@ def test_a_replica_gives_the_engine_s_bits(teacher: Path) -> None:
     async def score() -> tuple[str, np.ndarray]:
         replica = new_replica()
         await replica.reconfigure(user_config(teacher))
-        return await replica.score(QUERIES, PASSAGES)
+        return await replica.score(pairs(replica))
 
     fingerprint, logits = asyncio.run(score())
     assert fingerprint == contract(teacher).fingerprint
@@ -65,24 +71,22 @@ def test_a_replica_gives_the_engine_s_bits(teacher: Path) -> None:
     np.testing.assert_array_equal(logits, expected)
 
 
-@pytest.mark.parametrize(("num_cpus", "threads_wanted"), [(0.3, 1), (1.0, 1), (2.0, 2)])
-def test_the_thread_that_scores_uses_the_cpus_of_the_replica(
-    teacher: Path, num_cpus: float, threads_wanted: int
-) -> None:
-    """Torch keeps the limit per thread: it must hold where the forward pass runs, not only where it was set."""
+@pytest.mark.parametrize(("num_cpus", "cores"), [(0.3, 1), (1.0, 1), (2.0, 2)])
+def test_a_replica_computes_on_the_cpus_it_was_given(teacher: Path, num_cpus: float, cores: int) -> None:
+    """One core a batch: torch keeps its limit per thread, so it must hold where the forward pass runs."""
     torch.set_num_threads(4)
 
-    async def score() -> int:
+    async def score() -> tuple[int, set[int]]:
         replica = new_replica()
         await replica.reconfigure(user_config(teacher, num_cpus=num_cpus))
-        seen: list[int] = []
-        engine = replica._engine
-        inner = engine._model.forward
-        engine._model.forward = lambda **batch: (seen.append(torch.get_num_threads()), inner(**batch))[1]
-        await replica.score(QUERIES, PASSAGES)
-        return seen[0]
+        seen: set[int] = set()
+        backend = replica._engine.backend
+        inner = backend._forward
+        backend._forward = lambda **batch: (seen.add(torch.get_num_threads()), inner(**batch))[1]
+        await replica.score(pairs(replica))
+        return backend.workers, seen
 
-    assert asyncio.run(score()) == threads_wanted
+    assert asyncio.run(score()) == (cores, {1})
 
 
 def test_new_weights_are_taken_in_place(teacher: Path, tmp_path: Path) -> None:
@@ -93,7 +97,7 @@ def test_new_weights_are_taken_in_place(teacher: Path, tmp_path: Path) -> None:
         found = []
         for folder in (teacher, other):
             await replica.reconfigure(user_config(folder))
-            found.append((await replica.score(QUERIES, PASSAGES))[0])
+            found.append((await replica.score(pairs(replica)))[0])
         return found
 
     assert asyncio.run(fingerprints()) == [contract(teacher).fingerprint, contract(other).fingerprint]
@@ -123,4 +127,4 @@ def test_a_replica_refuses_weights_that_are_not_the_contract_s(teacher: Path, tm
 
 def test_an_unconfigured_replica_does_not_guess() -> None:
     with pytest.raises(RuntimeError, match="before it was configured"):
-        asyncio.run(new_replica().score(QUERIES, PASSAGES))
+        asyncio.run(new_replica().score(byte_pairs([])))

@@ -1,0 +1,79 @@
+"""The OpenVINO backend: the same model on CPU, its operations fused and its weights laid out for the processor.
+
+Enters: a `PairModel` in fp32. Leaves: logits in fp32, or from bf16 products where the processor has them. One stream
+per core: each worker thread has a request of its own and computes a batch by itself.
+"""
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from pipelines.errors import ModelError
+from pipelines.teacher.backends.protocol import Logits
+from pipelines.teacher.batch import PairBatch
+from pipelines.teacher.model import PairModel
+
+__all__ = ["OpenVinoBackend", "openvino_precisions"]
+
+
+def openvino_precisions() -> frozenset[str]:
+    """The dtypes in which OpenVINO multiplies natively on this machine's CPU; empty where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return frozenset()
+    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return frozenset({"FP32": "fp32", "BF16": "bf16"}[name] for name in found if name in {"FP32", "BF16"})
+
+
+class OpenVinoBackend:
+    """One `PairModel`, compiled by OpenVINO for this CPU.
+
+    Args:
+        model: in fp32, on the CPU; it is traced once and no longer needed after.
+        dtype: fp32 or bf16, of the matrix products.
+        threads: CPU cores to use.
+        has_types: whether batches carry token types.
+
+    Raises:
+        ModelError: OpenVINO is not installed, or does not compute in `dtype` on this CPU.
+    """
+
+    def __init__(self, model: PairModel, *, dtype: str, threads: int, has_types: bool) -> None:
+        if dtype not in (known := openvino_precisions()):
+            raise ModelError(
+                f"the openvino backend cannot compute in {dtype} here: it has {', '.join(sorted(known)) or 'nothing'}"
+                + ("" if known else "; pip install 'dualdistill[openvino]'")
+            )
+        import openvino
+
+        names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
+        example = {name: torch.ones(2, 16, dtype=torch.long) for name in names}
+        with torch.inference_mode():
+            traced = openvino.convert_model(model, example_input=example)
+        for place, name in zip(traced.inputs, names, strict=True):
+            place.get_tensor().set_names({name})
+        self.workers = max(1, threads)
+        self._compiled = openvino.Core().compile_model(
+            traced,
+            "CPU",
+            {
+                "NUM_STREAMS": self.workers,
+                "INFERENCE_NUM_THREADS": self.workers,
+                "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
+            },
+        )
+        self._local = threading.local()
+
+    def start(self, batch: PairBatch) -> Callable[[], Logits]:
+        """Compute a batch; see `protocol.Backend`."""
+        if not hasattr(self._local, "request"):
+            self._local.request = self._compiled.create_infer_request()
+        self._local.request.infer(batch.padded(), share_inputs=True)
+        logits = np.array(self._local.request.get_output_tensor(0).data, dtype=np.float32)
+        return lambda: logits
+
+    def free_memory(self) -> None:
+        """Nothing is cached between batches."""
