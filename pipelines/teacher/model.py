@@ -167,10 +167,11 @@ def _token_of(tokenizer: Any, answer: str) -> int:
 
 
 def _make_logit_fp32(model: Any) -> None:
-    """Let the last linear layer, the one with a single output, compute in fp32."""
-    name = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
-    linear = model.get_submodule(name)
-    if linear.out_features != 1:
-        raise ModelError(f"the last layer {name!r} of the model has {linear.out_features} outputs, not one")
-    owner, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(owner), attribute, _Fp32Linear(linear))
+    """Let the linear layer with a single output compute in fp32."""
+    names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+    if len(names) != 1:
+        raise ModelError(f"a model with one logit has one layer with one output, this has {names}")
+    owner, _, attribute = names[0].rpartition(".")
+    setattr(model.get_submodule(owner), attribute, _Fp32Linear(model.get_submodule(names[0])))

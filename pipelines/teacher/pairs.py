@@ -4,8 +4,10 @@ Enters: texts, or `TokenPairs` from a token cache. Leaves: `PairBatch`es. A rank
 and scored pairs cut in another would be a worse teacher, and nothing would say so.
 """
 
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,12 @@ import numpy.typing as npt
 
 from pipelines.corpus.tokens import TokenPairs, Tokens, runs
 from pipelines.errors import ContractError, DataError
+from pipelines.model_files import tokenizer_hash
 from pipelines.teacher.batch import PairBatch
-from pipelines.teacher.layout import PairLayout, Segment
+from pipelines.teacher.layout import PairLayout, Segment, pair_layout
 from pipelines.teacher.truncation import kept_lengths
 
-__all__ = ["KeptTokens", "PairEncoder"]
+__all__ = ["KeptTokens", "PairEncoder", "pair_encoder"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -110,6 +113,25 @@ class PairEncoder:
         ):
             _put(ids, types, at, segment)
         return PairBatch(ids, types if layout.has_types else None, lengths, layout.pad_id)
+
+
+def pair_encoder(
+    folder: Path, model: Any, tokenizer: Any, *, template: str, max_length: int, truncation: str
+) -> PairEncoder:
+    """The encoder of pairs for a loaded model and its tokenizer; token types are left out where it takes none.
+
+    Raises:
+        ModelError: the template cannot be assembled from tokens of its parts.
+    """
+    layout = pair_layout(tokenizer, template)
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    return PairEncoder(
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(folder),
+        layout=replace(layout, has_types=layout.has_types and takes_types),
+        max_length=max_length,
+        truncation=truncation,
+    )
 
 
 def _put(ids: Ints, types: Ints, at: Ints, segment: Segment) -> None:

@@ -5,7 +5,7 @@ Enters: requests, each a list of pairs under a key. Leaves: (key, logits) in any
 so both give the same bits.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,15 +50,21 @@ class PairScorer(Protocol):
 
 
 class InProcessScorer:
-    """A `PairScorer` over an engine in this process, one request after the other."""
+    """A `PairScorer` over an engine in this process, one request after the other.
 
-    def __init__(self, engine: TeacherEngine) -> None:
-        self._engine = engine
+    `load` gives the engine. It is called once, with the first pair that really needs a teacher: a job whose scores are
+    all known never loads one.
+    """
+
+    def __init__(self, contract: ScoreContract, load: Callable[[], TeacherEngine]) -> None:
+        self._contract = contract
+        self._load = load
+        self._engine: TeacherEngine | None = None
 
     @property
     def contract(self) -> ScoreContract:
-        """The engine's contract."""
-        return self._engine.contract
+        """What the engine is held to."""
+        return self._contract
 
     @property
     def weights_version(self) -> int:
@@ -68,7 +74,17 @@ class InProcessScorer:
     def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Requests in the order given."""
         for request in requests:
+            if not len(request.pairs):
+                yield request.key, np.empty(0, dtype=np.float32)
+                continue
+            if self._engine is None:
+                self._engine = self._load()
             yield request.key, self._engine.score_pairs(request.pairs)
+
+    def close(self) -> None:
+        """End the engine's threads."""
+        if self._engine is not None:
+            self._engine.close()
 
 
 class InProcessHost:
@@ -90,15 +106,18 @@ class InProcessHost:
 
     @contextmanager
     def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
-        """Load the teacher in `folder`; it is dropped when the context closes."""
-        engine = load_engine(
-            folder,
+        """The teacher in `folder`, loaded when it is first needed and dropped when the context closes."""
+        scorer = InProcessScorer(
             contract,
-            device=torch.device(self.device_type),
-            tokens_per_batch=self._tokens_per_batch,
-            calibrations=self._calibrations,
+            lambda: load_engine(
+                folder,
+                contract,
+                device=torch.device(self.device_type),
+                tokens_per_batch=self._tokens_per_batch,
+                calibrations=self._calibrations,
+            ),
         )
         try:
-            yield InProcessScorer(engine)
+            yield scorer
         finally:
-            engine.close()
+            scorer.close()

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from pipelines.devices import torch_dtype
-from pipelines.model_files import check_positions, tokenizer_hash
+from pipelines.model_files import check_positions
 from pipelines.objectives.ranker_loss import ranker_loss
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.teacher.contract import PAIR
-from pipelines.teacher.layout import pair_layout
-from pipelines.teacher.pairs import PairEncoder
+from pipelines.teacher.pairs import PairEncoder, pair_encoder
 from pipelines.training.batches import ListBatch
 
 __all__ = ["new_ranker", "ranker_losses", "save_ranker"]
@@ -47,13 +46,7 @@ def new_ranker(
     )
     check_positions(model, max_length, field="teacher.max_length")
     tokenizer = load_tokenizer(folder, model)
-    encoder = PairEncoder(
-        tokenizer=tokenizer,
-        tokenizer_hash=tokenizer_hash(folder),
-        layout=pair_layout(tokenizer, PAIR),
-        max_length=max_length,
-        truncation=truncation,
-    )
+    encoder = pair_encoder(folder, model, tokenizer, template=PAIR, max_length=max_length, truncation=truncation)
     return model.to(device), encoder
 
 

@@ -10,15 +10,14 @@ import torch
 
 from pipelines.devices import resolve_dtype, torch_dtype
 from pipelines.errors import ContractError, ModelError
-from pipelines.model_files import check_positions, model_config, tokenizer_hash
+from pipelines.model_files import check_positions, model_config
 from pipelines.teacher.backends.openvino_backend import OpenVinoBackend, openvino_precisions
 from pipelines.teacher.backends.protocol import Backend
 from pipelines.teacher.backends.torch_backend import TorchBackend
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.layout import pair_layout
 from pipelines.teacher.loading import load_cross_encoder
 from pipelines.teacher.model import pair_model
-from pipelines.teacher.pairs import PairEncoder
+from pipelines.teacher.pairs import PairEncoder, pair_encoder
 
 __all__ = ["load_backend", "resolve_backend"]
 
@@ -65,10 +64,11 @@ def load_backend(
     dtype = torch.float32 if openvino else torch_dtype(contract.dtype)
     loaded, tokenizer = load_cross_encoder(folder, dtype=dtype, device=device, head=contract.head)
     check_positions(loaded, contract.max_length, field="teacher.max_length")
-    encoder = PairEncoder(
-        tokenizer=tokenizer,
-        tokenizer_hash=tokenizer_hash(folder),
-        layout=pair_layout(tokenizer, contract.template),
+    encoder = pair_encoder(
+        folder,
+        loaded,
+        tokenizer,
+        template=contract.template,
         max_length=contract.max_length,
         truncation=contract.truncation,
     )

@@ -49,7 +49,7 @@ class ScriptedHost:
             def score_all(self, requests: Iterable[ScoreRequest]) -> Answers:
                 yield from outer.script(requests, score)
 
-        yield Scripted(engine)
+        yield Scripted(contract, lambda: engine)
 
 
 def at_once(function: Callable[[ControlTask], PerQuery], task: ControlTask) -> "Future[PerQuery]":

@@ -56,7 +56,7 @@ def test_the_facts_say_what_was_done(two_rounds: Finished) -> None:
     facts = two_rounds.result["facts"]
     assert facts["training queries"] == f"{NUM_TRAIN} labelled, {NUM_POOL} unlabelled"
     assert facts["seed"] == "3"
-    assert "teacher, fp32, 48 tokens" in facts["teacher"]
+    assert "teacher, openvino fp32, 48 tokens" in facts["teacher"]
 
 
 def test_the_student_loads_and_searches(two_rounds: Finished, dataset: Dataset) -> None:
@@ -126,7 +126,7 @@ def test_the_second_round_mines_with_the_student_of_the_first(two_rounds: Finish
 
 
 def test_phases_and_events_come_in_order(two_rounds: Finished) -> None:
-    phases = ["mining", "teacher_training", "scoring_and_training", "evaluating", "publishing"]
+    phases = ["mining", "teacher_training", "tokenizing", "scoring_and_training", "evaluating", "publishing"]
     assert two_rounds.journal.phases == phases
     rounds = [data["round"] for data in two_rounds.journal.named("training.finished")]
     assert rounds == [0, 1]

@@ -59,7 +59,7 @@ def test_scores_are_the_raw_logits_of_plain_transformers(
     queries, passages = (texts[:100] for texts in pairs)
     ours = engine(teacher_folder).score(queries, passages)
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, plain_logits(teacher_folder, queries, passages), atol=1e-5)
+    np.testing.assert_allclose(ours, plain_logits(teacher_folder, queries, passages), rtol=0, atol=1e-4)
     assert ours.max() - ours.min() > 3, "logits must differ by much more than the tolerance for this to mean anything"
 
 

@@ -355,5 +355,5 @@ def test_a_ranker_starts_from_any_family_of_encoders(family: str, encoder_folder
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
     config = getattr(transformers, f"{family}Config")(vocab_size=200, pad_token_id=0, **sizes)
     getattr(transformers, f"{family}Model")(config).save_pretrained(tmp_path / "encoder")
-    model, _ = new_ranker(tmp_path / "encoder", max_length=32, dropout=0.0, device=CPU)
+    model, _ = new_ranker(tmp_path / "encoder", max_length=32, truncation="passage_end", dropout=0.0, device=CPU)
     assert model.config.num_labels == 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lists_for_tests import CONTRACT, CountingScorer, candidates_of, lists_of
+from lists_for_tests import CONTRACT, CountingScorer, TextPairs, candidates_of, lists_of
 from tiny import tiny_spec
 from torch import nn
 
@@ -38,7 +38,9 @@ class Killed(Exception):  # noqa: N818
 def lists(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RankedLists:
     lists = RankedLists(tmp_path_factory.mktemp("lists"), CONTRACT)
     table = candidates_of(lists_of(dataset, NUM_QUERIES, width=8))
-    filled = fill_round(table, dataset, lists, CountingScorer(), job_id="job", round_number=0, rows_per_chunk=PER_CHUNK)
+    filled = fill_round(
+        table, TextPairs(dataset), lists, CountingScorer(), job_id="job", round_number=0, rows_per_chunk=PER_CHUNK
+    )
     assert len(list(filled)) == 5
     return lists
 

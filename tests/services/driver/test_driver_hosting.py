@@ -26,7 +26,7 @@ NAME = application_name(CONTRACT.fingerprint)
 
 
 REPLY = SimpleNamespace(result=lambda timeout_s: (CONTRACT.fingerprint, np.zeros(1, dtype=np.float32)))
-ANSWERING = SimpleNamespace(score=SimpleNamespace(remote=lambda queries, passages: REPLY))
+ANSWERING = SimpleNamespace(score=SimpleNamespace(remote=lambda pairs: REPLY))
 PAIR = ScoreRequest(0, byte_pairs([("q", "p")]))
 
 
