@@ -87,6 +87,23 @@ class _ModernBertModel(PairModel):
 
     can_pack = True
 
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """As `PairModel.forward`, with masks of its own in which a padded place, too, sees something.
+
+        transformers lets it see nothing, whose softmax is NaN where a backend computes it as written.
+        """
+        del token_type_ids  # ModernBERT has none
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        real = attention_mask.bool()[:, None, None, :]
+        near = (places[:, None] - places[None, :]).abs() <= self.model.config.local_attention // 2
+        padded = ~attention_mask.bool()[:, None, :, None]
+        masks = {"full_attention": real | padded, "sliding_attention": (real & near) | padded}
+        states: Tensor = self.model.model(input_ids=input_ids, attention_mask=masks).last_hidden_state
+        if self.model.config.classifier_pooling == "cls":
+            return self._classify(states[:, 0])
+        kept = attention_mask[:, :, None].to(states.dtype)
+        return self._classify((states * kept).sum(dim=1) / kept.sum(dim=1))
+
     def _packed(self, sequences: Sequences, **inputs: Tensor) -> Tensor:
         states: Tensor = self.model.model(**inputs, sequences=sequences).last_hidden_state[0]
         bounds = sequences.bounds.long()
@@ -94,6 +111,9 @@ class _ModernBertModel(PairModel):
             pooled = states[bounds[:-1]]
         else:
             pooled = torch.segment_reduce(states.float(), "mean", offsets=bounds, axis=0).to(states.dtype)
+        return self._classify(pooled)
+
+    def _classify(self, pooled: Tensor) -> Tensor:
         logits: Tensor = self.model.classifier(self.model.head(pooled))
         return logits[:, 0].float()
 

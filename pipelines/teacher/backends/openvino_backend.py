@@ -12,21 +12,12 @@ import numpy as np
 import torch
 
 from pipelines.errors import ModelError
+from pipelines.teacher.backends.openvino_runtime import openvino_precisions, openvino_runtime
 from pipelines.teacher.backends.protocol import Logits
 from pipelines.teacher.batch import PairBatch
 from pipelines.teacher.model import PairModel
 
-__all__ = ["OpenVinoBackend", "openvino_precisions"]
-
-
-def openvino_precisions() -> frozenset[str]:
-    """The dtypes in which OpenVINO multiplies natively on this machine's CPU; empty where it is not installed."""
-    try:
-        import openvino
-    except ImportError:
-        return frozenset()
-    found = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return frozenset({"FP32": "fp32", "BF16": "bf16"}[name] for name in found if name in {"FP32", "BF16"})
+__all__ = ["OpenVinoBackend"]
 
 
 class OpenVinoBackend:
@@ -48,8 +39,7 @@ class OpenVinoBackend:
                 f"the openvino backend cannot compute in {dtype} here: it has {', '.join(sorted(known)) or 'nothing'}"
                 + ("" if known else "; pip install 'dualdistill[openvino]'")
             )
-        import openvino
-
+        openvino = openvino_runtime()
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
         example = {name: torch.ones(2, 16, dtype=torch.long) for name in names}
         with torch.inference_mode(), warnings.catch_warnings():

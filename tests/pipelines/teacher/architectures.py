@@ -1,18 +1,23 @@
-"""Tiny random cross-encoders of every family that is promised, each with a tokenizer of its family's kind."""
+"""Tiny cross-encoders of every family that is promised, each with a tokenizer of its family's kind.
+
+Random weights, then trained for some seconds to tell how much of a passage is about body parts: the scores of one query
+differ by much more than rounding, as those of a real teacher do.
+"""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tiny import ASPECTS, FILLER, QUESTION, TOPICS, WORDS, save_tokenizer
+from tiny import ASPECTS, FILLER, TOPICS, WORDS, save_tokenizer
 
 PROMPT = (
     "<|im_start|>system\nAnswer yes or no.<|im_end|>\n<|im_start|>user\n<Query>: {query}\n<Document>: {passage}"
     "<|im_end|>\n<|im_start|>assistant\n\n"
 )
+_STEPS = 45
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -49,9 +54,8 @@ def save_encoder_teacher(folder: Path, name: str, *, seed: int = 3) -> Path:
     known = {"max_position_embeddings": 128} | special | sizes | settings
     config = getattr(transformers, f"{prefix}Config")(vocab_size=save_tokenizer(folder), num_labels=1, **known)
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{prefix}ForSequenceClassification")(config).eval()
-    with torch.no_grad():
-        _logit_layer(model).weight.mul_(10)
+    model = getattr(transformers, f"{prefix}ForSequenceClassification")(config)
+    _train(model, folder, texts=lambda queries, passages: (queries, passages), logit=lambda out: out[:, 0])
     model.save_pretrained(folder)
     return folder
 
@@ -66,7 +70,14 @@ def save_decoder_teacher(folder: Path, *, causal: bool, seed: int = 3) -> Path:
         vocab_size=vocabulary, num_labels=1, pad_token_id=pad, num_key_value_heads=2, head_dim=8, **_SIZES
     )
     torch.manual_seed(seed)
-    model = (Qwen3ForCausalLM if causal else Qwen3ForSequenceClassification)(config).eval()
+    model = (Qwen3ForCausalLM if causal else Qwen3ForSequenceClassification)(config)
+    yes, no = answer_ids(folder)
+    _train(
+        model,
+        folder,
+        texts=lambda queries, passages: (list(map(prompt, queries, passages)),),
+        logit=lambda out: out[:, -1, yes] - out[:, -1, no] if causal else out[:, 0],
+    )
     model.save_pretrained(folder)
     return folder
 
@@ -76,7 +87,10 @@ def _save_bpe_tokenizer(folder: Path) -> tuple[int, int]:
     from transformers import PreTrainedTokenizerFast
 
     # Qwen's own pattern: punctuation takes the line breaks that follow it, words the space before them.
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -105,19 +119,48 @@ def _save_bpe_tokenizer(folder: Path) -> tuple[int, int]:
     return len(wrapped), wrapped.pad_token_id
 
 
-def _logit_layer(model: Any) -> torch.nn.Linear:
-    (layer,) = (
-        module for module in model.modules() if isinstance(module, torch.nn.Linear) and module.out_features == 1
-    )
-    return layer
+def _train(model: Any, folder: Path, *, texts: Callable[..., Any], logit: Callable[[Any], Any]) -> None:
+    """Teach `model` 4 times the share of body parts among a passage's words."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    names = set(inspect.signature(model.forward).parameters)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for step in range(_STEPS):
+        queries, passages = sample_pairs(24, seed=100 + step)
+        tokens = tokenizer(*texts(queries, passages), padding=True, return_tensors="pt")
+        scores = logit(model(**{name: value for name, value in tokens.items() if name in names}).logits)
+        wanted = [4.0 * np.mean([word in TOPICS for word in passage.split()]) for passage in passages]
+        loss = (scores - torch.tensor(wanted, dtype=torch.float32)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+def prompt(query: str, passage: str) -> str:
+    """The whole text that a decoder reads."""
+    return PROMPT.replace("{passage}", passage).replace("{query}", query)
+
+
+def answer_ids(folder: Path) -> tuple[int, int]:
+    """Of "yes" and "no"."""
+    from transformers import AutoTokenizer
+
+    yes, no = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids(["yes", "no"])
+    return yes, no
 
 
 def sample_pairs(count: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
     """Questions with passages of 1 to 40 words; some are longer than 64 tokens leave room for."""
     rng = np.random.default_rng(seed)
     queries = [f"what is the {rng.choice(ASPECTS)} of {rng.choice(TOPICS)}?" for _ in range(count)]
-    words = [*TOPICS, *FILLER, *ASPECTS, *QUESTION]
-    return queries, [" ".join(rng.choice(words, size=rng.integers(1, 70))) for _ in range(count)]
+    passages = []
+    for _ in range(count):
+        share, size = rng.random(), rng.integers(1, 70)
+        about = rng.random(size) < share
+        passages.append(" ".join(np.where(about, rng.choice(TOPICS, size), rng.choice([*FILLER, *ASPECTS], size))))
+    return queries, passages
 
 
 def plain_logits(folder: Path, queries: Sequence[str], passages: Sequence[str], *, max_length: int) -> np.ndarray:
@@ -142,11 +185,10 @@ def plain_prompt_logits(folder: Path, queries: Sequence[str], passages: Sequence
     tokenizer = AutoTokenizer.from_pretrained(folder)
     auto = AutoModelForCausalLM if causal else AutoModelForSequenceClassification
     model = auto.from_pretrained(folder, dtype=torch.float32).eval()
-    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
+    yes, no = answer_ids(folder)
     logits = []
     with torch.no_grad():
         for query, passage in zip(queries, passages, strict=True):
-            text = PROMPT.replace("{passage}", passage).replace("{query}", query)
-            out = model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits
+            out = model(**tokenizer(prompt(query, passage), add_special_tokens=False, return_tensors="pt")).logits
             logits.append(float(out[0, -1, yes] - out[0, -1, no]) if causal else out.item())
     return np.array(logits)
