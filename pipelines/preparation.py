@@ -19,7 +19,7 @@ from pipelines.devices import resolve_device
 from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model, weights_hash
-from pipelines.spec import DistillationSpec
+from pipelines.spec import DistillationSpec, TeacherSpec
 from pipelines.student.model import load_student
 from pipelines.teacher.backends.choice import resolve_backend
 from pipelines.teacher.contract import ONE_LABEL, ScoreContract, answers_head, contract_of
@@ -34,6 +34,7 @@ __all__ = [
     "job_teacher",
     "job_tokens",
     "labelled_candidates",
+    "teacher_contract",
 ]
 
 
@@ -132,10 +133,22 @@ def job_teacher(
             journal=context.journal,
         )
         model_id, revision = f"trained/{key}", None
-    backend, dtype = resolve_backend(
-        teacher.backend, teacher.dtype, device_type=context.host.device_type, folder=folder
+    contract = teacher_contract(
+        teacher, folder, model_id=model_id, revision=revision, device_type=context.host.device_type
     )
-    contract = contract_of(
+    return folder, contract
+
+
+def teacher_contract(
+    teacher: TeacherSpec, folder: Path, *, model_id: str, revision: str | None, device_type: str
+) -> ScoreContract:
+    """The contract of the scores that the teacher in `folder` gives, as the spec asks for them.
+
+    Raises:
+        ModelError: backend, dtype and `device_type` (`cuda` or `cpu`) exclude each other.
+    """
+    backend, dtype = resolve_backend(teacher.backend, teacher.dtype, device_type=device_type, folder=folder)
+    return contract_of(
         folder,
         model_id=model_id,
         revision=revision,
@@ -146,7 +159,6 @@ def job_teacher(
         head=answers_head(teacher.answers.positive, teacher.answers.negative) if teacher.answers else ONE_LABEL,
         backend=backend,
     )
-    return folder, contract
 
 
 def job_tokens(context: JobContext, dataset: Dataset, folder: Path, contract: ScoreContract) -> CorpusTokens:

@@ -6,7 +6,7 @@ aside and renamed, so what is there is whole: a killed run goes on at the first 
 tokenised (by the tokenizer's own threads) while the last one is turned into Arrow and written.
 """
 
-import os
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -136,7 +136,7 @@ def _write(path: Path, rows: Sequence[Sequence[int]]) -> int:
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     values = np.fromiter((token for row in rows for token in row), dtype=np.int32, count=int(offsets[-1]))
     column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
         writer.write_batch(pa.record_batch([column], schema=_SCHEMA))
     scratch.replace(path)

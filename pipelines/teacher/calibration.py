@@ -8,8 +8,8 @@ so that a pool of three gives the bits that a pool of one gives.
 import contextlib
 import dataclasses
 import json
-import os
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.errors import DataError
 from pipelines.teacher.backends.protocol import Backend
 from pipelines.teacher.batch import PairBatch
+from pipelines.teacher.layout import PairLayout
 from pipelines.teacher.memory import is_out_of_memory
 from pipelines.teacher.stages import Stages
 
-__all__ = ["Calibration", "calibrate", "kept_calibration"]
+__all__ = ["Calibration", "calibrate", "kept_calibration", "read_calibration"]
 
 _BUDGETS = tuple(512 << step for step in range(11))
+_BUDGETS_EXPECTED = 6
+"""The time for the search is shared among so many; larger ones are tried while there is any left."""
 _WORTH = 1.03
 """A larger batch must be this much faster: it costs memory and delays the first result."""
 
@@ -51,17 +55,16 @@ class Calibration:
         return self.lengths[-1] / self.seconds_per_pair[-1]
 
 
-def calibrate(
-    backend: Backend, *, device: str, pad_id: int, has_types: bool, max_length: int, seconds: float
-) -> Calibration:
+def calibrate(backend: Backend, layout: PairLayout, *, device: str, max_length: int, seconds: float) -> Calibration:
     """Measure for about `seconds`: half of it to find a budget, half for the speed at several lengths.
 
     Budgets double until more brings nothing, memory runs out, or the time is over; a first batch warms up.
     """
 
     def batch(pairs: int, length: int) -> PairBatch:
-        ids = np.full(pairs * length, pad_id, dtype=np.int64)
-        return PairBatch(ids, np.zeros_like(ids) if has_types else None, np.full(pairs, length), pad_id)
+        ids = np.full(pairs * length, layout.pad_id, dtype=np.int64)
+        types = np.zeros_like(ids) if layout.has_types else None
+        return PairBatch(ids, types, np.full(pairs, length), layout.pad_id)
 
     stages: Stages[PairBatch, PairBatch, npt.NDArray[np.float32]] = Stages(
         lambda item: item, backend.start, workers=backend.workers
@@ -71,8 +74,9 @@ def calibrate(
         best, fastest = _BUDGETS[0], 0.0
         for budget in _BUDGETS:
             pairs = max(1, budget // max_length)
+            until = time.perf_counter() + seconds / 2 / _BUDGETS_EXPECTED
             try:
-                speed = _speed(stages, [batch(pairs, max_length)] * backend.workers, until=end)
+                speed = _speed(stages, [batch(pairs, max_length)] * backend.workers, until=until)
             except Exception as error:
                 if not is_out_of_memory(error) or not fastest:
                     raise
@@ -117,15 +121,27 @@ def kept_calibration(path: Path, measure: Callable[[], Calibration]) -> Calibrat
     """
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        scratch = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         scratch.write_text(json.dumps(dataclasses.asdict(measure())), encoding="utf-8")
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(scratch)
         scratch.unlink()
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return Calibration(
-        device=found["device"],
-        tokens_per_batch=found["tokens_per_batch"],
-        lengths=tuple(found["lengths"]),
-        seconds_per_pair=tuple(found["seconds_per_pair"]),
-    )
+    return read_calibration(path)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """The calibration in a file that `kept_calibration` wrote.
+
+    Raises:
+        DataError: the file is missing or is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Calibration(
+            device=str(found["device"]),
+            tokens_per_batch=int(found["tokens_per_batch"]),
+            lengths=tuple(int(length) for length in found["lengths"]),
+            seconds_per_pair=tuple(float(seconds) for seconds in found["seconds_per_pair"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no calibration of a teacher: {error!r}") from error

@@ -141,9 +141,8 @@ def _calibrated(
     def measure() -> Calibration:
         return calibrate(
             backend,
+            encoder.layout,
             device=name,
-            pad_id=encoder.layout.pad_id,
-            has_types=encoder.layout.has_types,
             max_length=contract.max_length,
             seconds=CALIBRATION_SECONDS,
         )

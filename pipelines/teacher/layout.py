@@ -15,7 +15,7 @@ from pipelines.teacher.contract import PAIR
 
 __all__ = ["PairLayout", "Segment", "pair_layout"]
 
-_PROBES = (("heart of gold", "the lung is a pair"), ("ear", "bone and blood, 2 eyes"), ("what?", "a"))
+_PROBES = (("heart of gold", "the lung is a pair"), ("ear", "bone, 2 eyes"), ("what?", "a"), ("in", "to the end"))
 
 
 @dataclass(frozen=True)

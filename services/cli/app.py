@@ -116,6 +116,34 @@ def run(
     _show(result, artifacts)
 
 
+@app.command()
+def estimate(
+    job: JobFile,
+    data_root: Annotated[Path, typer.Option(help="What dataset.path and model folders are relative to.")] = Path(),
+    within: Annotated[float | None, typer.Option(min=0.001, help="Hours: say how many replicas that takes.")] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="A file of calibrations/ below another machine's root, measured on what will score."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Predict a job's pairs, tokens and hours of scoring: mines a sample and runs the teacher for 10 seconds."""
+    from services.cli.estimate import estimate as estimated
+    from services.cli.estimate import print_estimate
+
+    spec = _refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
+    try:
+        found = estimated(spec, data_root=data_root.resolve(), calibration=calibration)
+    except PipelineError as error:
+        console.print(f"[red]failed[/] ({error.reason}): {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    if as_json:
+        console.print_json(data=found.to_dict())
+    else:
+        print_estimate(found, console, within=within)
+
+
 @jobs.command("list")
 def list_jobs(url: Url = _LOCAL_URL, limit: int = 20) -> None:
     """The newest jobs."""

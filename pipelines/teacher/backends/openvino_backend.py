@@ -43,8 +43,9 @@ class OpenVinoBackend:
         names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
         example = {name: torch.ones(2, 16, dtype=torch.long) for name in names}
         with torch.inference_mode(), warnings.catch_warnings():
-            # Tracing warns of every Python branch on a shape; that none matters is what the agreement tests are for.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+            # Tracing warns of every Python branch on a shape, and of its own age. That no branch matters is what the
+            # agreement tests are for.
+            warnings.simplefilter("ignore")
             traced = openvino.convert_model(model, example_input=example)
         for place, name in zip(traced.inputs, names, strict=True):
             place.get_tensor().set_names({name})

@@ -17,7 +17,6 @@ PROMPT = (
     "<|im_start|>system\nAnswer yes or no.<|im_end|>\n<|im_start|>user\n<Query>: {query}\n<Document>: {passage}"
     "<|im_end|>\n<|im_start|>assistant\n\n"
 )
-_STEPS = 45
 _SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -41,7 +40,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name -> (transformers' class prefix, settings beside the sizes)."""
 
 
-def save_encoder_teacher(folder: Path, name: str, *, seed: int = 3) -> Path:
+def save_encoder_teacher(folder: Path, name: str, *, seed: int = 3, steps: int = 45) -> Path:
     """A sequence classifier of the family `name` with one label, over the word-piece tokenizer."""
     import transformers
 
@@ -55,12 +54,12 @@ def save_encoder_teacher(folder: Path, name: str, *, seed: int = 3) -> Path:
     config = getattr(transformers, f"{prefix}Config")(vocab_size=save_tokenizer(folder), num_labels=1, **known)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{prefix}ForSequenceClassification")(config)
-    _train(model, folder, texts=lambda queries, passages: (queries, passages), logit=lambda out: out[:, 0])
+    _train(model, folder, steps=steps, texts=lambda queries, passages: (queries, passages), logit=lambda out: out[:, 0])
     model.save_pretrained(folder)
     return folder
 
 
-def save_decoder_teacher(folder: Path, *, causal: bool, seed: int = 3) -> Path:
+def save_decoder_teacher(folder: Path, *, causal: bool, seed: int = 3, steps: int = 45) -> Path:
     """A Qwen3: a causal LM, or the same with a one-label head on the last token; byte-level BPE tokenizer."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
@@ -75,6 +74,7 @@ def save_decoder_teacher(folder: Path, *, causal: bool, seed: int = 3) -> Path:
     _train(
         model,
         folder,
+        steps=steps,
         texts=lambda queries, passages: (list(map(prompt, queries, passages)),),
         logit=lambda out: out[:, -1, yes] - out[:, -1, no] if causal else out[:, 0],
     )
@@ -119,14 +119,14 @@ def _save_bpe_tokenizer(folder: Path) -> tuple[int, int]:
     return len(wrapped), wrapped.pad_token_id
 
 
-def _train(model: Any, folder: Path, *, texts: Callable[..., Any], logit: Callable[[Any], Any]) -> None:
+def _train(model: Any, folder: Path, *, steps: int, texts: Callable[..., Any], logit: Callable[[Any], Any]) -> None:
     """Teach `model` 4 times the share of body parts among a passage's words."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     names = set(inspect.signature(model.forward).parameters)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for step in range(_STEPS):
+    for step in range(steps):
         queries, passages = sample_pairs(24, seed=100 + step)
         tokens = tokenizer(*texts(queries, passages), padding=True, return_tensors="pt")
         scores = logit(model(**{name: value for name, value in tokens.items() if name in names}).logits)

@@ -188,8 +188,8 @@ def test_a_failed_heartbeat_ends_the_run_at_its_next_look(
     monkeypatch.setattr(journal_module, "_HEARTBEAT_EVERY_S", 0.001)
     journal.check_cancelled()  # the next look within the half second would not ask the store
     with journal.alive():
-        replace_driver(store, job_id)
         (beating,) = (thread for thread in threading.enumerate() if thread.name == "heartbeat")
+        replace_driver(store, job_id)
         beating.join(30)
         assert not beating.is_alive(), "a driver that was replaced must not go on beating"
         with pytest.raises(StaleDriver):
