@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from pipelines.corpus.dataset import load_dataset
-from pipelines.devices import device_name, use_threads
+from pipelines.devices import available_cpus, device_name, use_threads
 from pipelines.estimate import estimate_job
 from pipelines.job import run_job
 from pipelines.job_context import JobContext
@@ -92,11 +92,12 @@ def main() -> None:
     options = parser.parse_args()
     quiet_loading()
     spec = job(quick=options.quick)
-    threads = use_threads(1)
+    use_threads(available_cpus())
     dataset = load_dataset(spec.dataset, ROOT / spec.dataset.path)
     started = time.perf_counter()
-    found = estimate_job(spec, dataset, model_roots=(ROOT,), threads=threads)
+    found = estimate_job(spec, dataset, model_roots=(ROOT,))
     took = time.perf_counter() - started
+    use_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         pairs, seconds = run(spec, Path(scratch))
     figures = {

@@ -18,7 +18,7 @@ import torch
 
 from pipelines.candidates.sample import CandidateSample, sample_candidates
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import device_name, resolve_device
+from pipelines.devices import available_cpus, device_name, resolve_device
 from pipelines.errors import ModelError
 from pipelines.model_files import resolve_model, tokenizer_hash
 from pipelines.preparation import teacher_contract
@@ -79,7 +79,6 @@ def estimate_job(
     dataset: Dataset,
     *,
     model_roots: Sequence[Path],
-    threads: int,
     seconds: float = 10.0,
     calibration: Calibration | None = None,
 ) -> Estimate:
@@ -89,7 +88,6 @@ def estimate_job(
         spec: the job.
         dataset: its data.
         model_roots: where model folders are looked for.
-        threads: CPU cores of one replica.
         seconds: how long to measure the teacher.
         calibration: what was measured elsewhere, on the kind of device that will score; None measures here.
 
@@ -114,7 +112,7 @@ def estimate_job(
         sample = sample_candidates(spec, dataset, queries, model_roots=model_roots)
         lengths = _lengths(sample, dataset, folder, contract)
         if calibration is None:
-            calibration = _measure(folder, contract, spec, threads=threads, seconds=seconds)
+            calibration = _measure(folder, contract, spec, seconds=seconds)
     in_a_round = sample.pairs_per_query * len(queries)
     rounds_after = in_a_round * sample.only_dense * (spec.rounds - 1) if _mines_anew(spec) else 0.0
     reranked = len(test_queries) * min(spec.evaluation.rerank_depth, len(dataset.documents))
@@ -173,13 +171,21 @@ def _lengths(sample: CandidateSample, dataset: Dataset, folder: Path, contract: 
     return encoder.cut(encoder.tokenize(queries, [dataset.passage(doc_id) for _, doc_id in sample.pairs])).total
 
 
-def _measure(
-    folder: Path, contract: ScoreContract, spec: DistillationSpec, *, threads: int, seconds: float
-) -> Calibration:
-    device = resolve_device() if spec.teacher.gpus_per_replica else torch.device("cpu")
-    backend, encoder = load_backend(folder, contract, device=device, threads=threads)
-    name = device_name(device)
-    return calibrate(backend, encoder.layout, device=name, max_length=contract.max_length, seconds=seconds)
+def _measure(folder: Path, contract: ScoreContract, spec: DistillationSpec, *, seconds: float) -> Calibration:
+    """On the GPU; or on all CPUs at once, of which a replica then gets its share.
+
+    A core computes slower beside busy ones, and beside a replica there are others, or the student in training.
+    """
+    if spec.teacher.gpus_per_replica:
+        device, cpus = resolve_device(), 1
+    else:
+        device, cpus = torch.device("cpu"), available_cpus()
+    backend, encoder = load_backend(folder, contract, device=device, threads=cpus)
+    found = calibrate(
+        backend, encoder.layout, device=device_name(device), max_length=contract.max_length, seconds=seconds
+    )
+    share = 1.0 if spec.teacher.gpus_per_replica else (spec.teacher.cpus_per_replica or 1) / cpus
+    return dataclasses.replace(found, seconds_per_pair=tuple(second / share for second in found.seconds_per_pair))
 
 
 def _mines_anew(spec: DistillationSpec) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipelines.corpus.dataset import load_dataset
-from pipelines.devices import cpu_threads, use_threads
+from pipelines.devices import available_cpus, use_threads
 from pipelines.estimate import Estimate, estimate_job
 from pipelines.pretrained import quiet_loading
 from pipelines.spec import DistillationSpec
@@ -20,13 +20,11 @@ __all__ = ["estimate", "print_estimate"]
 def estimate(spec: DistillationSpec, *, data_root: Path, calibration: Path | None) -> Estimate:
     """The estimate of a job whose paths are relative to `data_root`; errors as `pipelines.estimate.estimate_job`."""
     quiet_loading()
-    threads = cpu_threads(spec.teacher.cpus_per_replica)
-    use_threads(threads)
+    use_threads(available_cpus())
     return estimate_job(
         spec,
         load_dataset(spec.dataset, data_root / spec.dataset.path),
         model_roots=(data_root, Path.cwd()),
-        threads=threads,
         calibration=read_calibration(calibration) if calibration else None,
     )
 

@@ -80,6 +80,15 @@ def test_pickled_weights_are_refused_by_name(folder: Path) -> None:
     assert "never loaded" in message
 
 
+def test_code_that_comes_with_a_model_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    message = refused(str(folder))
+    assert "modeling_evil.Evil" in message
+    assert "trust_remote_code" in message
+
+
 def test_a_folder_without_config_is_refused(folder: Path) -> None:
     (folder / "config.json").unlink()
     assert "config.json is missing" in refused(str(folder))

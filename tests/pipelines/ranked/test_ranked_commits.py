@@ -1,5 +1,6 @@
 """A chunk is committed exactly once, however often and by however many it is tried."""
 
+import dataclasses
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
@@ -11,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 from lists_for_tests import CONTRACT, ranked_chunk
 
-from pipelines.errors import RankedListsError
+from pipelines.errors import ContractError, RankedListsError
 from pipelines.ranked.schema import RANKED_SCHEMA
 from pipelines.ranked.table import RankedLists, ranked_lists_path
 
@@ -160,3 +161,12 @@ def test_a_table_belongs_to_one_data_set_and_one_contract(tmp_path: Path) -> Non
     # Creating it twice keeps what is there.
     RankedLists(place, CONTRACT).commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
     assert list(RankedLists(place, CONTRACT).chunk_files("job", 0)) == [0]
+
+
+def test_the_whole_contract_is_kept_with_the_lists_and_no_other_is_let_in(tmp_path: Path) -> None:
+    lists = RankedLists(tmp_path / "lists", CONTRACT)
+    lists.commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
+    assert RankedLists(tmp_path / "lists", CONTRACT).contract == CONTRACT
+    other = dataclasses.replace(CONTRACT, truncation="longest_first")
+    with pytest.raises(ContractError, match=f"{CONTRACT.fingerprint}, the teacher's is {other.fingerprint}"):
+        RankedLists(tmp_path / "lists", other)

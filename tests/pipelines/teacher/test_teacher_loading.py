@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import save_decoder_teacher
 from safetensors.torch import load_file, save_file
 from tiny import save_cross_encoder
 
 from pipelines.errors import ModelError
+from pipelines.teacher.contract import answers_head
 from pipelines.teacher.loading import load_cross_encoder
 
 
@@ -84,3 +86,15 @@ def test_a_tokenizer_of_special_tokens_only_is_refused(tmp_path: Path) -> None:
     Tokenizer(models.WordPiece(vocab=special, unk_token="[UNK]")).save(str(folder / "tokenizer.json"))  # noqa: S106
     with pytest.raises(ModelError, match="tokenizer has 5 tokens"):
         load(folder)
+
+
+def test_a_causal_language_model_needs_answers_and_a_classifier_none(tmp_path: Path, teacher_folder: Path) -> None:
+    causal = save_decoder_teacher(tmp_path / "causal", causal=True, steps=0)
+    with pytest.raises(ModelError, match=r"causal language model.*give teacher\.answers and teacher\.template"):
+        load(causal)
+    with pytest.raises(ModelError, match=r"teacher\.answers is for causal language models"):
+        load_cross_encoder(
+            teacher_folder, dtype=torch.float32, device=torch.device("cpu"), head=answers_head("yes", "no")
+        )
+    classifier = save_decoder_teacher(tmp_path / "classifier", causal=False, steps=0)
+    load(classifier)
