@@ -19,11 +19,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from peers.scoring_task import MODELS, PER_LIST, flop_per_token, real_pairs, tokens_of
+from peers.scoring_task import MODELS, PER_LIST, attention_flop, flop_per_token, real_pairs, tokens_of
 from scipy import stats
 
 from pipelines.devices import available_cpus, device_name, resolve_device
@@ -33,6 +33,13 @@ PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 MAX_LENGTH = 256
 DEFAULT_BATCH = 32
 MATMUL_CPU, MATMUL_CUDA = (2048, 384, 1536), (16384, 4096, 4096)
+
+
+class Flop(NamedTuple):
+    """Of the linear layers for one token, and of attention for all pairs."""
+
+    per_token: float
+    attention: float
 
 
 class Scorer:
@@ -118,14 +125,24 @@ def measure(model: str, device: torch.device, options: argparse.Namespace, work:
             scorer.turn()
         print(f"round {number + 1}: " + ", ".join(f"{s.name} {s.seconds[-1]:.2f} s" for s in scorers), flush=True)
     scores = {scorer.name: scorer.end() for scorer in scorers}
-    return report({s.name: s for s in scorers}, scores, lengths, flop_per_token(folder), device)
+    return report(
+        {s.name: s for s in scorers},
+        scores,
+        lengths,
+        Flop(flop_per_token(folder), attention_flop(folder, lengths)),
+        device,
+    )
 
 
 def report(
-    scorers: dict[str, Scorer], scores: dict[str, np.ndarray], lengths: np.ndarray, flop: float, device: torch.device
+    scorers: dict[str, Scorer], scores: dict[str, np.ndarray], lengths: np.ndarray, flop: Flop, device: torch.device
 ) -> dict[str, Any]:
     """What was measured, as plain JSON."""
-    figures: dict[str, Any] = {"pairs": len(lengths), "tokens": int(lengths.sum()), "MFLOP per token": flop / 1e6}
+    figures: dict[str, Any] = {
+        "pairs": len(lengths),
+        "tokens": int(lengths.sum()),
+        "MFLOP per token": flop.per_token / 1e6,
+    }
     ratios: dict[str, float] = {}
     for name, scorer in scorers.items():
         if name.startswith("limit"):
@@ -139,14 +156,15 @@ def report(
         if device.type == "cuda":
             figures[name]["peak GPU, MiB"] = scorer.memory["peak_gpu_mib"]
             peak = next((value for card, value in PEAK_BF16.items() if card in device_name(device)), None)
-            figures[name]["MFU"] = lengths.sum() / scorer.median * flop / peak if peak else None
+            whole = lengths.sum() * flop.per_token + flop.attention
+            figures[name]["MFU"] = whole / scorer.median / peak if peak else None
     for dtype in ("fp32", "bf16"):
         mine = min((s for n, s in scorers.items() if n.endswith(dtype) and not n.startswith("limit")), key=_median)
         peers = {name: s for name, s in scorers.items() if name.startswith(f"peer {dtype}")}
         best = min(peers.values(), key=_median)
         ratios[f"{dtype}_vs_sentence_transformers"] = _times(best, mine)
         limit = scorers[f"limit {dtype}"]
-        ratios[f"{dtype}_vs_matmul_limit"] = _times(limit, mine) * flop * float(lengths.sum()) / limit.flop
+        ratios[f"{dtype}_vs_matmul_limit"] = _times(limit, mine) * flop.per_token * float(lengths.sum()) / limit.flop
         figures[f"best of ours in {dtype}"], figures[f"best of the peer in {dtype}"] = mine.name, best.name
         if dtype == "fp32":
             ratios["default_vs_sentence_transformers"] = _times(peers[f"peer fp32 {DEFAULT_BATCH}"], mine)
@@ -186,9 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="128 pairs, 3 rounds")
     parser.add_argument("--json", type=Path, help="write device, figures and ratios here")
-    parser.add_argument(
-        "--pairs", type=int, help="a multiple of 32; default 512 (CUDA 16384), a quarter if quick"
-    )
+    parser.add_argument("--pairs", type=int, help="a multiple of 32; default 512 (CUDA 16384), a quarter if quick")
     parser.add_argument("--rounds", type=int, help="default 7")
     options = parser.parse_args()
     device = resolve_device()

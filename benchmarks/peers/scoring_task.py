@@ -97,6 +97,12 @@ def flop_per_token(folder: Path) -> float:
     return float(2 * config["num_hidden_layers"] * (4 * hidden * hidden + 2 * hidden * inner))
 
 
+def attention_flop(folder: Path, lengths: np.ndarray) -> float:
+    """Of the two matrix products of attention, over pairs of these lengths: 4 x length^2 x hidden, each layer."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return float(4 * config["num_hidden_layers"] * config["hidden_size"] * (lengths.astype(np.float64) ** 2).sum())
+
+
 def tokens_of(folder: Path, queries: list[str], passages: list[str], *, max_length: int) -> np.ndarray:
     """Tokens of each pair as the model reads it."""
     from transformers import AutoTokenizer

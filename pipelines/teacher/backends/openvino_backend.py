@@ -7,6 +7,7 @@ per core: each worker thread has a request of its own and computes a batch by it
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,21 @@ from pipelines.teacher.backends.protocol import Logits
 from pipelines.teacher.batch import PairBatch
 from pipelines.teacher.model import PairModel
 
-__all__ = ["OpenVinoBackend"]
+__all__ = ["OpenVinoBackend", "traced"]
+
+
+def traced(model: PairModel, *, has_types: bool) -> Any:
+    """`model` as an OpenVINO model of batches of any shape, its inputs by name."""
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
+    example = {name: torch.ones(2, 16, dtype=torch.long) for name in names}
+    with torch.inference_mode(), warnings.catch_warnings():
+        # Tracing warns of every Python branch on a shape, and of its own age. That no branch matters is what the
+        # agreement tests are for.
+        warnings.simplefilter("ignore")
+        found = openvino_runtime().convert_model(model, example_input=example)
+    for place, name in zip(found.inputs, names, strict=True):
+        place.get_tensor().set_names({name})
+    return found
 
 
 class OpenVinoBackend:
@@ -39,25 +54,19 @@ class OpenVinoBackend:
                 f"the openvino backend cannot compute in {dtype} here: it has {', '.join(sorted(known)) or 'nothing'}"
                 + ("" if known else "; pip install 'dualdistill[openvino]'")
             )
-        openvino = openvino_runtime()
-        names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
-        example = {name: torch.ones(2, 16, dtype=torch.long) for name in names}
-        with torch.inference_mode(), warnings.catch_warnings():
-            # Tracing warns of every Python branch on a shape, and of its own age. That no branch matters is what the
-            # agreement tests are for.
-            warnings.simplefilter("ignore")
-            traced = openvino.convert_model(model, example_input=example)
-        for place, name in zip(traced.inputs, names, strict=True):
-            place.get_tensor().set_names({name})
         self.workers = max(1, threads)
-        self._compiled = openvino.Core().compile_model(
-            traced,
-            "CPU",
-            {
-                "NUM_STREAMS": self.workers,
-                "INFERENCE_NUM_THREADS": self.workers,
-                "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
-            },
+        self._compiled = (
+            openvino_runtime()
+            .Core()
+            .compile_model(
+                traced(model, has_types=has_types),
+                "CPU",
+                {
+                    "NUM_STREAMS": self.workers,
+                    "INFERENCE_NUM_THREADS": self.workers,
+                    "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
+                },
+            )
         )
         self._local = threading.local()
 
