@@ -18,15 +18,15 @@ import torch
 
 from pipelines.candidates.sample import CandidateSample, sample_candidates
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import available_cpus, device_name, resolve_device
-from pipelines.errors import ModelError
+from pipelines.devices import available_cpus, cpu_threads, device_name, resolve_device
+from pipelines.errors import ContractError, ModelError
 from pipelines.model_files import resolve_model, tokenizer_hash
 from pipelines.preparation import teacher_contract
 from pipelines.pretrained import load_folder_tokenizer
 from pipelines.rounds import training_queries
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.backends.choice import load_backend
-from pipelines.teacher.calibration import Calibration, calibrate
+from pipelines.teacher.calibration import Calibration, calibrate, workload
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.layout import pair_layout
 from pipelines.teacher.pairs import PairEncoder
@@ -92,27 +92,36 @@ def estimate_job(
         calibration: what was measured elsewhere, on the kind of device that will score; None measures here.
 
     Raises:
+        ContractError: the calibration is that of another kind of teacher.
         ModelError: a model cannot be used; or the replicas have GPUs, this machine has none, and no calibration is
             given.
-        DataError: a query leaves no room for a passage within the teacher's `max_length`.
+        DataError: there is nothing to score, or a query leaves no room for a passage within the teacher's `max_length`.
     """
-    _require_something_to_measure(spec, calibration)
+    if spec.teacher.gpus_per_replica and calibration is None and resolve_device().type != "cuda":
+        raise ModelError(
+            f"teacher.gpus_per_replica is {spec.teacher.gpus_per_replica:g}, and this machine has no GPU to measure: "
+            "run the estimate on one that has, or give the calibration of such a machine"
+        )
     queries = training_queries(spec, dataset)
     test_queries = dataset.labelled_queries(spec.dataset.test_split) if spec.dataset.test_split else []
     test_queries = test_queries[: spec.evaluation.max_queries]
     with tempfile.TemporaryDirectory(prefix="dualdistill-estimate-") as scratch:
         folder = _teacher_folder(spec, model_roots, Path(scratch))
+        device_type = "cuda" if spec.teacher.gpus_per_replica else "cpu"
         contract = teacher_contract(
             spec.teacher,
             folder,
             model_id=spec.teacher.model.id,
             revision=spec.teacher.model.revision,
-            device_type="cuda" if spec.teacher.gpus_per_replica else "cpu",
+            device_type=device_type,
         )
         sample = sample_candidates(spec, dataset, queries, model_roots=model_roots)
         lengths = _lengths(sample, dataset, folder, contract)
+        work = workload(folder, contract, device_type=device_type)
         if calibration is None:
-            calibration = _measure(folder, contract, spec, seconds=seconds)
+            calibration = _measure(folder, contract, spec, work, seconds=seconds)
+        elif calibration.workload != work:
+            raise ContractError(f"the calibration is of {calibration.workload!r}, the job's teacher is {work!r}")
     in_a_round = sample.pairs_per_query * len(queries)
     rounds_after = in_a_round * sample.only_dense * (spec.rounds - 1) if _mines_anew(spec) else 0.0
     reranked = len(test_queries) * min(spec.evaluation.rerank_depth, len(dataset.documents))
@@ -129,17 +138,6 @@ def estimate_job(
         contract=contract,
         calibration=calibration,
     )
-
-
-def _require_something_to_measure(spec: DistillationSpec, calibration: Calibration | None) -> None:
-    if spec.teacher.gpus_per_replica and calibration is None and resolve_device().type != "cuda":
-        raise ModelError(
-            f"teacher.gpus_per_replica is {spec.teacher.gpus_per_replica:g}, and this machine has no GPU to measure: "
-            "run the estimate on one that has, or give the calibration of such a machine"
-        )
-    longest = calibration.lengths[-1] if calibration else spec.teacher.max_length
-    if longest != spec.teacher.max_length:
-        raise ModelError(f"teacher.max_length is {spec.teacher.max_length}, the calibration was made at {longest}")
 
 
 def _teacher_folder(spec: DistillationSpec, model_roots: Sequence[Path], scratch: Path) -> Path:
@@ -171,20 +169,30 @@ def _lengths(sample: CandidateSample, dataset: Dataset, folder: Path, contract: 
     return encoder.cut(encoder.tokenize(queries, [dataset.passage(doc_id) for _, doc_id in sample.pairs])).total
 
 
-def _measure(folder: Path, contract: ScoreContract, spec: DistillationSpec, *, seconds: float) -> Calibration:
+def _measure(
+    folder: Path, contract: ScoreContract, spec: DistillationSpec, work: str, *, seconds: float
+) -> Calibration:
     """On the GPU; or on all CPUs at once, of which a replica then gets its share.
 
     A core computes slower beside busy ones, and beside a replica there are others, or the student in training.
     """
-    if spec.teacher.gpus_per_replica:
-        device, cpus = resolve_device(), 1
-    else:
-        device, cpus = torch.device("cpu"), available_cpus()
+    teacher, cpus = spec.teacher, available_cpus()
+    device = resolve_device() if teacher.gpus_per_replica else torch.device("cpu")
     backend, encoder = load_backend(folder, contract, device=device, threads=cpus)
     found = calibrate(
-        backend, encoder.layout, device=device_name(device), max_length=contract.max_length, seconds=seconds
+        backend,
+        encoder.layout,
+        device=device_name(device),
+        work=work,
+        max_length=contract.max_length,
+        seconds=seconds,
+        tokens_per_batch=teacher.tokens_per_batch,
     )
-    share = 1.0 if spec.teacher.gpus_per_replica else (spec.teacher.cpus_per_replica or 1) / cpus
+    if teacher.gpus_per_replica:
+        share = min(1.0, teacher.gpus_per_replica)
+    else:  # a replica has whole threads, but never more of a core than it books
+        booked = teacher.cpus_per_replica or 1.0
+        share = (booked if booked < 1 else cpu_threads(booked)) / cpus
     return dataclasses.replace(found, seconds_per_pair=tuple(second / share for second in found.seconds_per_pair))
 
 

@@ -72,7 +72,7 @@ def build_token_cache(
     texts: Sequence[str],
     tokenize: Tokenize,
     *,
-    on_part: Callable[[int], None] = lambda _: None,
+    on_part: Callable[[int, int], None] = lambda _new, _all: None,
 ) -> TokenCache:
     """Tokenise the texts that `folder` does not hold yet.
 
@@ -80,7 +80,7 @@ def build_token_cache(
         folder: belongs to exactly these texts and this tokenizer; its name must say both.
         texts: in the row order of the cache.
         tokenize: called with up to `_ROWS_PER_PART` texts at a time, never twice with the same row.
-        on_part: told the number of rows tokenised by this call so far, after each part; may raise to stop.
+        on_part: told, after each part, the rows tokenised by this call and those in the cache; may raise to stop.
 
     Raises:
         DataError: a part cannot be written.
@@ -91,14 +91,15 @@ def build_token_cache(
             folder.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(max_workers=1, thread_name_prefix="token-cache") as writer:
                 done, writing = 0, None
+                there = len(texts) - sum(_rows_in(number, len(texts)) for number in missing)
                 for number in missing:
                     rows = tokenize(texts[number * _ROWS_PER_PART : (number + 1) * _ROWS_PER_PART])
                     if writing is not None:
                         done += writing.result()
-                        on_part(done)
+                        on_part(done, there + done)
                     writing = writer.submit(_write, _path(folder, number), rows)
                 done += writing.result() if writing else 0
-                on_part(done)
+                on_part(done, there + done)
         except OSError as error:
             raise DataError(f"the token cache {folder} cannot be written: {error}") from error
     return TokenCache(folder, len(texts))

@@ -13,20 +13,26 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.errors import DataError
+from pipelines.model_files import model_config
 from pipelines.teacher.backends.protocol import Backend
 from pipelines.teacher.batch import PairBatch
+from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.layout import PairLayout
 from pipelines.teacher.memory import is_out_of_memory
 from pipelines.teacher.stages import Stages
 
-__all__ = ["Calibration", "calibrate", "kept_calibration", "read_calibration"]
+__all__ = ["Calibration", "calibrate", "kept_calibration", "read_calibration", "workload"]
 
-_BUDGETS = tuple(512 << step for step in range(11))
+_TrialStages: TypeAlias = Stages[PairBatch, PairBatch, npt.NDArray[np.float32]]
+_SIZES = (("num_hidden_layers", "n_layers"), ("hidden_size", "dim"), ("intermediate_size", "hidden_dim"))
+_SMALLEST_BUDGET = 512
+_DOUBLINGS = 11
 _BUDGETS_EXPECTED = 6
 """The time for the search is shared among so many; larger ones are tried while there is any left."""
 _WORTH = 1.03
@@ -38,6 +44,8 @@ class Calibration:
     """What was measured on one device."""
 
     device: str
+    workload: str
+    """What was computed: backend, dtype, sizes of the model; a calibration says nothing about another one."""
     tokens_per_batch: int
     lengths: tuple[int, ...]
     """Tokens of a pair, ascending."""
@@ -55,10 +63,36 @@ class Calibration:
         return self.lengths[-1] / self.seconds_per_pair[-1]
 
 
-def calibrate(backend: Backend, layout: PairLayout, *, device: str, max_length: int, seconds: float) -> Calibration:
+def workload(folder: Path, contract: ScoreContract, *, device_type: str) -> str:
+    """What decides the speed of the teacher in `folder` on one kind of device: equal for weights of equal shape."""
+    config = model_config(folder)
+    sizes = "x".join(str(config.get(name) or config.get(other)) for name, other in _SIZES)
+    kind = f"{contract.backend} {contract.dtype} on {device_type}"
+    return f"{kind}, {config.get('model_type')} {sizes}, {contract.max_length} tokens"
+
+
+def calibrate(
+    backend: Backend,
+    layout: PairLayout,
+    *,
+    device: str,
+    work: str,
+    max_length: int,
+    seconds: float,
+    tokens_per_batch: int | None = None,
+) -> Calibration:
     """Measure for about `seconds`: half of it to find a budget, half for the speed at several lengths.
 
     Budgets double until more brings nothing, memory runs out, or the time is over; a first batch warms up.
+
+    Args:
+        backend: what to measure.
+        layout: of its pairs.
+        device: its name, for whoever reads the result.
+        work: see `workload`.
+        max_length: tokens of the longest pair.
+        seconds: for all of it; the first batch, which may load or compile, comes on top.
+        tokens_per_batch: a budget that is given and not searched.
     """
 
     def batch(pairs: int, length: int) -> PairBatch:
@@ -66,43 +100,50 @@ def calibrate(backend: Backend, layout: PairLayout, *, device: str, max_length: 
         types = np.zeros_like(ids) if layout.has_types else None
         return PairBatch(ids, types, np.full(pairs, length), layout.pad_id)
 
-    stages: Stages[PairBatch, PairBatch, npt.NDArray[np.float32]] = Stages(
-        lambda item: item, backend.start, workers=backend.workers
-    )
+    stages: _TrialStages = Stages(lambda item: item, backend.start, workers=backend.workers)
     try:
-        end = time.perf_counter() + seconds / 2
-        best, fastest = _BUDGETS[0], 0.0
-        for budget in _BUDGETS:
-            pairs = max(1, budget // max_length)
+        smallest = max(_SMALLEST_BUDGET, max_length)
+        list(stages.run([batch(smallest // max_length, max_length)] * backend.workers))
+
+        def speed_at(budget: int) -> float:
             until = time.perf_counter() + seconds / 2 / _BUDGETS_EXPECTED
-            try:
-                speed = _speed(stages, [batch(pairs, max_length)] * backend.workers, until=until)
-            except Exception as error:
-                if not is_out_of_memory(error) or not fastest:
-                    raise
-                backend.free_memory()
-                break
-            if speed > fastest * _WORTH:
-                best, fastest = budget, speed
-            elif budget >= 4 * best:
-                break
-            if time.perf_counter() >= end:
-                break
+            return _speed(stages, [batch(budget // max_length, max_length)] * backend.workers, until=until)
+
+        budget = tokens_per_batch or _best_budget(speed_at, smallest, seconds=seconds / 2)
+        backend.free_memory()  # what the largest trials left behind may be wanted by another, a student say
         lengths = tuple(sorted({max(8, max_length >> step) for step in range(4)}))
         per_pair = []
         for length in lengths:
-            pairs = max(1, best // length)
             until = time.perf_counter() + seconds / 2 / len(lengths)
-            speed = _speed(stages, [batch(pairs, length)] * (2 * backend.workers), until=until)
-            per_pair.append(length / speed)
+            several = [batch(max(1, budget // length), length)] * (4 * backend.workers)
+            per_pair.append(length / _speed(stages, several, until=until))
     finally:
         stages.close()
-    return Calibration(device=device, tokens_per_batch=best, lengths=lengths, seconds_per_pair=tuple(per_pair))
+    return Calibration(
+        device=device, workload=work, tokens_per_batch=budget, lengths=lengths, seconds_per_pair=tuple(per_pair)
+    )
 
 
-def _speed(
-    stages: Stages[PairBatch, PairBatch, npt.NDArray[np.float32]], batches: Sequence[PairBatch], *, until: float
-) -> float:
+def _best_budget(speed_at: Callable[[int], float], smallest: int, *, seconds: float) -> int:
+    end = time.perf_counter() + seconds
+    best, fastest = smallest, 0.0
+    for budget in (smallest << step for step in range(_DOUBLINGS)):
+        try:
+            speed = speed_at(budget)
+        except Exception as error:
+            if not is_out_of_memory(error) or not fastest:
+                raise
+            break
+        if speed > fastest * _WORTH:
+            best, fastest = budget, speed
+        elif budget >= 4 * best:
+            break
+        if time.perf_counter() >= end:
+            break
+    return best
+
+
+def _speed(stages: _TrialStages, batches: Sequence[PairBatch], *, until: float) -> float:
     """Tokens per second; the first pass over the batches warms up and does not count."""
     tokens = sum(int(batch.lengths.sum()) for batch in batches)
     list(stages.run(batches))
@@ -139,6 +180,7 @@ def read_calibration(path: Path) -> Calibration:
         found = json.loads(path.read_text(encoding="utf-8"))
         return Calibration(
             device=str(found["device"]),
+            workload=str(found["workload"]),
             tokens_per_batch=int(found["tokens_per_batch"]),
             lengths=tuple(int(length) for length in found["lengths"]),
             seconds_per_pair=tuple(float(seconds) for seconds in found["seconds_per_pair"]),

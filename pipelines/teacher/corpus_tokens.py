@@ -79,11 +79,11 @@ def corpus_tokens(root: Path, dataset: Dataset, teacher: Path, *, template: str,
     def cache(kind: str, texts: Sequence[str], tokenize: Tokenize, before: int) -> tuple[TokenCache, int]:
         fresh = 0
 
-        def on_part(rows: int) -> None:
+        def on_part(new: int, there: int) -> None:
             nonlocal fresh
-            fresh = rows
+            fresh = new
             journal.check_cancelled()
-            journal.progress(texts_tokenized=before + rows, texts_total=total)
+            journal.progress(texts_tokenized=before + there, texts_total=total)
 
         return build_token_cache(folder / kind, texts, tokenize, on_part=on_part), fresh
 

@@ -18,7 +18,7 @@ from pipelines.model_files import weights_hash
 from pipelines.teacher.backends.choice import load_backend
 from pipelines.teacher.backends.protocol import Backend, Logits
 from pipelines.teacher.batch import PairBatch
-from pipelines.teacher.calibration import Calibration, calibrate, kept_calibration
+from pipelines.teacher.calibration import Calibration, calibrate, kept_calibration, workload
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.memory import WithinMemory
 from pipelines.teacher.packing import pack_by_tokens
@@ -116,15 +116,17 @@ def load_engine(
         ContractError: the folder's weights are not those that the contract names.
         ModelError: the folder is no usable cross-encoder, or its backend does not run here.
     """
-    found = weights_hash(folder)
-    if found != contract.weights_hash:
+    weights = weights_hash(folder)
+    if weights != contract.weights_hash:
         raise ContractError(
-            f"teacher folder {folder.name!r} has weights {found[:12]}, contract {contract.weights_hash[:12]}"
+            f"teacher folder {folder.name!r} has weights {weights[:12]}, contract {contract.weights_hash[:12]}"
         )
     threads = threads or torch.get_num_threads()
     backend, encoder = load_backend(folder, contract, device=device, threads=threads)
     if tokens_per_batch is None:
-        tokens_per_batch = _calibrated(backend, encoder, contract, device, threads, calibrations).tokens_per_batch
+        work = workload(folder, contract, device_type=device.type)
+        found = _calibrated(backend, encoder, contract, work, device, threads, calibrations)
+        tokens_per_batch = found.tokens_per_batch
     return TeacherEngine(backend=backend, encoder=encoder, contract=contract, tokens_per_batch=tokens_per_batch)
 
 
@@ -132,6 +134,7 @@ def _calibrated(
     backend: Backend,
     encoder: PairEncoder,
     contract: ScoreContract,
+    work: str,
     device: torch.device,
     threads: int,
     folder: Path | None,
@@ -143,6 +146,7 @@ def _calibrated(
             backend,
             encoder.layout,
             device=name,
+            work=work,
             max_length=contract.max_length,
             seconds=CALIBRATION_SECONDS,
         )

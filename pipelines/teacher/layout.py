@@ -26,6 +26,9 @@ class Segment:
     types: tuple[int, ...]
 
 
+_NOTHING = Segment((), ())
+
+
 @dataclass(frozen=True)
 class PairLayout:
     """`before`, the query, `between`, the passage, `after`."""
@@ -40,6 +43,10 @@ class PairLayout:
     query_affixes: tuple[str, str]
     """White space that the template has around the query: tokenised with it, as it would be in the whole prompt."""
     passage_affixes: tuple[str, str]
+    query_tail: Segment
+    """The white space after the query alone, for queries whose end was cut; likewise for the passage, both ends."""
+    passage_lead: Segment
+    passage_tail: Segment
     pad_id: int
 
     @property
@@ -130,6 +137,9 @@ def _joined(tokenizer: Any) -> PairLayout:
         has_types=has_types,
         query_affixes=("", ""),
         passage_affixes=("", ""),
+        query_tail=_NOTHING,
+        passage_lead=_NOTHING,
+        passage_tail=_NOTHING,
         pad_id=_pad_id(tokenizer),
     )
 
@@ -166,6 +176,9 @@ def _prompt(tokenizer: Any, template: str) -> PairLayout:
         has_types="token_type_ids" in tokenizer.model_input_names,
         query_affixes=(query_lead, query_tail),
         passage_affixes=(between_lead, passage_tail),
+        query_tail=segment(query_tail),
+        passage_lead=segment(between_lead),
+        passage_tail=segment(passage_tail),
         pad_id=_pad_id(tokenizer),
     )
 

@@ -16,6 +16,14 @@ from pipelines.teacher.batch import PairBatch
 
 __all__ = ["WithinMemory", "is_out_of_memory"]
 
+_WORDS = (
+    "can't allocate memory",  # torch's CPU allocator
+    "std::bad_alloc",  # OpenVINO
+    "CUDA out of memory",
+    "CUDA error: out of memory",  # outside torch's allocator: pinned memory, a kernel's launch
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -25,10 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    # The CPU allocator and OpenVINO have no exception type of their own.
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "CUDA out of memory", "std::bad_alloc")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
 class WithinMemory:

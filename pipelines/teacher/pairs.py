@@ -23,6 +23,7 @@ from pipelines.teacher.truncation import kept_lengths
 __all__ = ["KeptTokens", "PairEncoder", "pair_encoder"]
 
 Ints = npt.NDArray[np.int64]
+_LEAST_ROOM = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,11 @@ class PairEncoder:
                 f"{self.tokenizer_hash[:12]}"
             )
         room = self.max_length - self.layout.num_fixed
+        if room < _LEAST_ROOM:
+            raise DataError(
+                f"teacher.max_length {self.max_length} leaves {room} tokens for query and passage; "
+                f"the template alone has {self.layout.num_fixed}"
+            )
         queries, passages = pairs.queries.lengths[pairs.query], pairs.passages.lengths[pairs.passage]
         if self.truncation != "longest_first" and (too_long := np.flatnonzero(queries >= room)).size:
             ids = pairs.queries[int(pairs.query[too_long[0]])]
@@ -112,6 +118,14 @@ class PairEncoder:
             (at_passage + passage, layout.after),
         ):
             _put(ids, types, at, segment)
+        # White space of the template was tokenised with the text beside it; where the text was cut, it is put back.
+        cut_query = query < pairs.queries.lengths[pairs.query[rows]]
+        cut_passage = passage < pairs.passages.lengths[pairs.passage[rows]]
+        if self.truncation == "passage_start":
+            _put(ids, types, at_passage[cut_passage], layout.passage_lead)
+        else:
+            _put_before(ids, types, (at_query + query)[cut_query], layout.query_tail)
+            _put_before(ids, types, (at_passage + passage)[cut_passage], layout.passage_tail)
         return PairBatch(ids, types if layout.has_types else None, lengths, layout.pad_id)
 
 
@@ -132,6 +146,10 @@ def pair_encoder(
         max_length=max_length,
         truncation=truncation,
     )
+
+
+def _put_before(ids: Ints, types: Ints, end: Ints, segment: Segment) -> None:
+    _put(ids, types, end - len(segment.ids), segment)
 
 
 def _put(ids: Ints, types: Ints, at: Ints, segment: Segment) -> None:

@@ -1,8 +1,8 @@
 """PairScorer: what rounds need of a teacher, wherever it runs; and the simplest one, in this process.
 
 Enters: requests, each a list of pairs under a key. Leaves: (key, logits) in any order. The pool of
-`services.teacher_pool` implements the same protocol with many replicas; a request is scored as one unit in both,
-so both give the same bits.
+`services.teacher_pool` implements the same protocol with many replicas; a request is scored as one unit in both, so
+the same bits come from each replica, and from this process where it has as many cores and the same budget.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -98,6 +98,7 @@ class InProcessHost:
     def __init__(self, *, tokens_per_batch: int | None = None, calibrations: Path | None = None) -> None:
         self._tokens_per_batch = tokens_per_batch
         self._calibrations = calibrations
+        self._threads = torch.get_num_threads()  # of the caller: the thread that will load the engine has its own
 
     @property
     def device_type(self) -> str:
@@ -113,6 +114,7 @@ class InProcessHost:
                 folder,
                 contract,
                 device=torch.device(self.device_type),
+                threads=self._threads,
                 tokens_per_batch=self._tokens_per_batch,
                 calibrations=self._calibrations,
             ),

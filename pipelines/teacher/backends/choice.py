@@ -17,10 +17,10 @@ from pipelines.teacher.backends.protocol import Backend
 from pipelines.teacher.backends.torch_backend import TorchBackend
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.loading import load_cross_encoder
-from pipelines.teacher.model import pair_model
+from pipelines.teacher.model import PairModel, pair_model
 from pipelines.teacher.pairs import PairEncoder, pair_encoder
 
-__all__ = ["load_backend", "resolve_backend"]
+__all__ = ["kernel_fits", "load_backend", "resolve_backend"]
 
 _OPENVINO_FAMILIES = frozenset({"bert", "electra", "roberta", "xlm-roberta", "camembert", "modernbert", "deberta-v2"})
 """Model types whose scores through OpenVINO are tested against transformers'."""
@@ -81,13 +81,25 @@ def load_backend(
     if contract.backend not in {"torch", "torch_compiled"}:
         raise ContractError(f"backend {contract.backend!r} is none of torch, torch_compiled, openvino")
     compiled = contract.backend == "torch_compiled"
-    half = contract.dtype in {"bf16", "fp16"}
     backend = TorchBackend(
         model,
         device=device,
         threads=threads,
-        packed=device.type == "cuda" and half and model.can_pack and not compiled,
+        packed=not compiled and _packs(model, contract, device),
         compiled=compiled,
+        max_length=contract.max_length,
         tf32=contract.dtype == "tf32",
     )
     return backend, encoder
+
+
+def _packs(model: PairModel, contract: ScoreContract, device: torch.device) -> bool:
+    """Whether to score without padding: on CUDA, where the kernel takes dtype, card and size of the heads."""
+    if device.type != "cuda" or contract.dtype not in {"bf16", "fp16"} or not model.can_pack:
+        return False
+    return kernel_fits(model.head_size, capability=torch.cuda.get_device_capability(device))
+
+
+def kernel_fits(head_size: int, *, capability: tuple[int, int]) -> bool:
+    """Whether FlashAttention's kernel for ragged batches runs: Ampere or newer, heads of 8 to 256 in eights."""
+    return capability >= (8, 0) and head_size % 8 == 0 and head_size <= 256

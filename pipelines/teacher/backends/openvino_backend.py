@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from pipelines.errors import ModelError
 from pipelines.teacher.backends.openvino_runtime import openvino_precisions, openvino_runtime
@@ -21,15 +21,26 @@ from pipelines.teacher.model import PairModel
 __all__ = ["OpenVinoBackend", "traced"]
 
 
+class _States(torch.nn.Module):
+    """`PairModel.states` as a module: the logit is made in fp32 outside, whatever OpenVINO computes in."""
+
+    def __init__(self, model: PairModel) -> None:
+        super().__init__()
+        self._model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        return self._model.states(input_ids, attention_mask, token_type_ids)
+
+
 def traced(model: PairModel, *, has_types: bool) -> Any:
-    """`model` as an OpenVINO model of batches of any shape, its inputs by name."""
+    """`model` as an OpenVINO model of batches of any shape, its inputs by name, up to the states of its logits."""
     names = ["input_ids", "attention_mask", *(["token_type_ids"] if has_types else [])]
     example = {name: torch.ones(2, 16, dtype=torch.long) for name in names}
     with torch.inference_mode(), warnings.catch_warnings():
         # Tracing warns of every Python branch on a shape, and of its own age. That no branch matters is what the
         # agreement tests are for.
         warnings.simplefilter("ignore")
-        found = openvino_runtime().convert_model(model, example_input=example)
+        found = openvino_runtime().convert_model(_States(model), example_input=example)
     for place, name in zip(found.inputs, names, strict=True):
         place.get_tensor().set_names({name})
     return found
@@ -63,11 +74,14 @@ class OpenVinoBackend:
                 "CPU",
                 {
                     "NUM_STREAMS": self.workers,
+                    # Pinned streams of two replicas on one machine would share the first cores.
+                    "ENABLE_CPU_PINNING": False,
                     "INFERENCE_NUM_THREADS": self.workers,
                     "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[dtype],
                 },
             )
         )
+        self._weight, self._bias = model.weight.numpy().copy(), model.bias.numpy().copy()
         self._local = threading.local()
 
     def start(self, batch: PairBatch) -> Callable[[], Logits]:
@@ -75,7 +89,8 @@ class OpenVinoBackend:
         if not hasattr(self._local, "request"):
             self._local.request = self._compiled.create_infer_request()
         self._local.request.infer(batch.padded(), share_inputs=True)
-        logits = np.array(self._local.request.get_output_tensor(0).data, dtype=np.float32)
+        states = self._local.request.get_output_tensor(0).data
+        logits = (states * self._weight).sum(axis=1) + self._bias
         return lambda: logits
 
     def free_memory(self) -> None:

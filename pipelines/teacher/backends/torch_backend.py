@@ -6,7 +6,8 @@ beat one batch on both, which would wait for the slower core after every operati
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipelines.teacher.varlen import Sequences
 __all__ = ["TorchBackend"]
 
 _WIDTH_STEP = 32
+_MOST_SHAPES = 1024
 
 
 class TorchBackend:
@@ -34,6 +36,7 @@ class TorchBackend:
         packed: score without padding; the model must be able to.
         compiled: use `torch.compile` over a small set of shapes (CUDA: with CUDA graphs); the first batch of each shape
             takes long. Excludes `packed`.
+        max_length: the longest pair; compiled shapes are no wider.
         tf32: let fp32 matrix products run on TF32 tensor cores (CUDA).
     """
 
@@ -45,12 +48,14 @@ class TorchBackend:
         threads: int = 1,
         packed: bool = False,
         compiled: bool = False,
+        max_length: int = 1 << 30,
         tf32: bool = False,
     ) -> None:
         self._model = model
         self._device = device
         self._packed = packed
         self._compiled = compiled
+        self._max_length = max_length
         self._tf32 = tf32
         self._local = threading.local()
         self.workers = max(1, threads) if device.type == "cpu" and not compiled else 1
@@ -59,15 +64,20 @@ class TorchBackend:
             model.use_packed_attention()
         mode = "reduce-overhead" if device.type == "cuda" else "default"
         self._forward: Callable[..., Tensor] = torch.compile(model, mode=mode, dynamic=False) if compiled else model
+        if compiled:
+            # Beyond the limit (8 by default) torch would run new shapes eagerly and only warn.
+            torch._dynamo.config.recompile_limit = max(_MOST_SHAPES, torch._dynamo.config.recompile_limit)
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     @torch.inference_mode()
     def start(self, batch: PairBatch) -> Callable[[], Logits]:
         """Begin a batch; see `protocol.Backend`."""
-        self._prepare_thread()
         if self._device.type != "cuda":
+            self._limit_threads()
             logits = self._run(batch).numpy()
             return lambda: logits
-        logits_there = self._run(batch)
+        with _tf32_products(allowed=self._tf32):
+            logits_there = self._run(batch)
         here = torch.empty(logits_there.shape, dtype=torch.float32, pin_memory=True)
         here.copy_(logits_there, non_blocking=True)
         done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -84,15 +94,11 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _prepare_thread(self) -> None:
-        # Torch keeps the number of threads per thread; TF32 is a switch of the process.
-        if not getattr(self._local, "ready", False):
-            if self._device.type == "cpu":
-                torch.set_num_threads(self._threads)
-            else:
-                torch.backends.cuda.matmul.allow_tf32 = self._tf32
-                torch.backends.cudnn.allow_tf32 = self._tf32
-            self._local.ready = True
+    def _limit_threads(self) -> None:
+        # Torch keeps the number for each thread that computes.
+        if not getattr(self._local, "limited", False):
+            torch.set_num_threads(self._threads)
+            self._local.limited = True
 
     def _run(self, batch: PairBatch) -> Tensor:
         if self._packed:
@@ -107,9 +113,20 @@ class TorchBackend:
         """Compiled code is made for one shape: widths are rounded up, rows to a power of two."""
         if not self._compiled:
             return {}
-        width = -(-int(batch.lengths.max()) // _WIDTH_STEP) * _WIDTH_STEP
+        width = min(-(-int(batch.lengths.max()) // _WIDTH_STEP) * _WIDTH_STEP, self._max_length)
         return {"rows": 1 << (len(batch) - 1).bit_length(), "width": width}
 
     def _there(self, array: npt.NDArray[np.integer[Any]]) -> Tensor:
         here = torch.from_numpy(array)
         return here.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else here
+
+
+@contextmanager
+def _tf32_products(*, allowed: bool) -> Iterator[None]:
+    """For the kernels launched inside; the switch is the process's, and others in it want it their way."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

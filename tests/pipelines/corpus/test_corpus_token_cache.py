@@ -75,11 +75,15 @@ def test_a_part_that_was_cut_short_is_made_anew_and_no_other(tmp_path: Path) -> 
 
 
 def test_progress_is_told_after_every_part_and_may_stop_the_run(tmp_path: Path) -> None:
-    told: list[int] = []
-    build_token_cache(tmp_path / "cache", TEXTS, Counting(), on_part=told.append)
-    assert told == [8, 16, 24, 32, 40, 48, 50]
+    told: list[tuple[int, int]] = []
+    build_token_cache(tmp_path / "cache", TEXTS, Counting(), on_part=lambda new, there: told.append((new, there)))
+    assert told == [(rows, rows) for rows in (8, 16, 24, 32, 40, 48, 50)]
+    (tmp_path / "cache" / "000001.arrow").unlink()
+    told.clear()
+    build_token_cache(tmp_path / "cache", TEXTS, Counting(), on_part=lambda new, there: told.append((new, there)))
+    assert told == [(8, 50)], "progress counts what was there already"
 
-    def stop(done: int) -> None:
+    def stop(done: int, _there: int) -> None:
         raise InterruptedError(str(done))
 
     tokenize = Counting()

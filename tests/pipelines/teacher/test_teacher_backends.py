@@ -10,13 +10,15 @@ import torch
 from architectures import sample_pairs, save_decoder_teacher, save_encoder_teacher
 
 from pipelines.errors import ContractError, ModelError
+from pipelines.pretrained import load_folder_tokenizer
 from pipelines.teacher.backends import choice
-from pipelines.teacher.backends.choice import load_backend, resolve_backend
+from pipelines.teacher.backends.choice import kernel_fits, load_backend, resolve_backend
 from pipelines.teacher.backends.openvino_backend import OpenVinoBackend
 from pipelines.teacher.backends.torch_backend import TorchBackend
 from pipelines.teacher.batch import PairBatch
 from pipelines.teacher.contract import answers_head, contract_of
 from pipelines.teacher.engine import TeacherEngine, load_engine
+from pipelines.teacher.model import pair_model
 
 CPU = torch.device("cpu")
 QUERIES, PASSAGES = sample_pairs(40, seed=11)
@@ -110,9 +112,40 @@ def test_compiled_scores_are_the_plain_ones_over_few_shapes(
         return inputs
 
     wanted = plain.score(QUERIES, PASSAGES)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     monkeypatch.setattr(PairBatch, "padded", noted)
     np.testing.assert_allclose(compiled.score(QUERIES, PASSAGES), wanted, rtol=0, atol=1e-5)
+    assert len(shapes) > 1
+    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    assert compilations == len(shapes), "each shape is compiled, none falls back to eager"
     assert all(rows & (rows - 1) == 0 and width % 32 == 0 for rows, width in shapes), shapes
+
+
+def test_padding_is_left_out_only_where_the_kernel_runs() -> None:
+    assert kernel_fits(64, capability=(9, 0))
+    assert kernel_fits(32, capability=(8, 0))
+    assert not kernel_fits(64, capability=(7, 5)), "fp16 on a T4"
+    assert not kernel_fits(26, capability=(9, 0)), "TinyBERT has 312 / 12"
+    assert not kernel_fits(320, capability=(9, 0))
+
+
+def test_answers_of_families_that_bend_their_logits_are_refused(folders: dict[str, Path]) -> None:
+    # Gemma 2 caps its logits: the order of differences is another one then.
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=64, intermediate_size=16, num_key_value_heads=2, **sizes))
+    with pytest.raises(ModelError, match="a gemma2 model does not score by answers here; these do: llama"):
+        pair_model(model, load_folder_tokenizer(folders["qwen"]), head=answers_head("yes", "no"))
+
+
+def test_openvino_pins_no_threads(folders: dict[str, Path]) -> None:
+    # Two replicas on one machine would pin theirs to the same first core.
+    contract = contract_of(
+        folders["bert"], model_id="t", revision=None, max_length=64, dtype="fp32", backend="openvino"
+    )
+    backend, _ = load_backend(folders["bert"], contract, device=CPU, threads=1)
+    assert backend._compiled.get_property("ENABLE_CPU_PINNING") is False
 
 
 def test_an_answer_must_be_one_token(folders: dict[str, Path]) -> None:

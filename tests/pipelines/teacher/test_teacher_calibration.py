@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import save_cross_encoder
 
 from pipelines.errors import DataError
 from pipelines.teacher.backends.protocol import Logits
 from pipelines.teacher.batch import PairBatch
-from pipelines.teacher.calibration import Calibration, calibrate, kept_calibration, read_calibration
+from pipelines.teacher.calibration import Calibration, calibrate, kept_calibration, read_calibration, workload
 from pipelines.teacher.contract import contract_of
 from pipelines.teacher.engine import load_engine
 from pipelines.teacher.layout import PairLayout, Segment
 
 NOTHING = Segment((), ())
-LAYOUT = PairLayout(NOTHING, NOTHING, NOTHING, 0, 0, False, ("", ""), ("", ""), 0)
-FOUND = Calibration(device="here", tokens_per_batch=2048, lengths=(8, 64), seconds_per_pair=(0.001, 0.016))
+LAYOUT = PairLayout(NOTHING, NOTHING, NOTHING, 0, 0, False, ("", ""), ("", ""), NOTHING, NOTHING, NOTHING, 0)
+FOUND = Calibration(
+    device="here", workload="w", tokens_per_batch=2048, lengths=(8, 64), seconds_per_pair=(0.001, 0.016)
+)
 
 
 class Machine:
@@ -30,21 +33,25 @@ class Machine:
 
     workers = 1
 
-    def __init__(self, *, per_call: float, per_token: float, room: int = 1 << 30) -> None:
-        self.per_call, self.per_token, self.room = per_call, per_token, room
+    def __init__(self, *, per_call: float, per_token: float, room: int = 1 << 30, first: float = 0.0) -> None:
+        self.per_call, self.per_token, self.room, self.first = per_call, per_token, room, first
+        self.sizes: list[int] = []
+        self.freed = 0
 
     def start(self, batch: PairBatch) -> Callable[[], Logits]:
         if batch.padded_tokens > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        time.sleep(self.per_call + self.per_token * batch.padded_tokens)
+        time.sleep(self.first + self.per_call + self.per_token * batch.padded_tokens)
+        self.first = 0.0
+        self.sizes.append(len(batch))
         return lambda: np.zeros(len(batch), dtype=np.float32)
 
     def free_memory(self) -> None:
-        """Nothing to free."""
+        self.freed += 1
 
 
-def measured(machine: Machine, *, seconds: float = 1.0) -> Calibration:
-    return calibrate(machine, LAYOUT, device="here", max_length=64, seconds=seconds)
+def measured(machine: Machine, *, seconds: float = 1.0, max_length: int = 64, **given: int) -> Calibration:
+    return calibrate(machine, LAYOUT, device="here", work="w", max_length=max_length, seconds=seconds, **given)
 
 
 def test_a_budget_is_as_large_as_pays() -> None:
@@ -52,6 +59,44 @@ def test_a_budget_is_as_large_as_pays() -> None:
     assert measured(Machine(per_call=0.004, per_token=2e-6)).tokens_per_batch >= 4096
     # Calls cost nothing: larger batches only cost memory.
     assert measured(Machine(per_call=0.0, per_token=4e-5)).tokens_per_batch <= 2048
+
+
+def test_a_first_batch_that_loads_or_compiles_does_not_eat_the_time() -> None:
+    assert measured(Machine(per_call=0.004, per_token=2e-6, first=1.5)).tokens_per_batch >= 4096
+
+
+def test_pairs_longer_than_the_smallest_budget_are_batched_too() -> None:
+    # With 2,048 tokens a pair, budgets below that are all one pair: they must not end the search.
+    assert measured(Machine(per_call=0.02, per_token=1e-6), max_length=2048).tokens_per_batch >= 8192
+
+
+def test_a_given_budget_is_measured_and_not_searched() -> None:
+    machine = Machine(per_call=0.001, per_token=1e-6)
+    assert measured(machine, tokens_per_batch=640).tokens_per_batch == 640
+    assert max(machine.sizes) == 640 // 8
+
+
+def test_what_the_trials_took_is_given_back() -> None:
+    machine = Machine(per_call=0.001, per_token=1e-6)
+    measured(machine)
+    assert machine.freed
+
+
+def test_a_workload_is_the_shape_of_the_work_and_not_the_weights(teacher_folder: Path, tmp_path: Path) -> None:
+    def of(folder: Path, **fields: object) -> str:
+        settings = {"max_length": 48, "dtype": "fp32", "backend": "torch"} | fields
+        contract = contract_of(folder, model_id="t", revision=None, **settings)
+        return workload(folder, contract, device_type="cpu")
+
+    here = of(teacher_folder)
+    assert of(save_cross_encoder(tmp_path / "other", seed=5)) == here
+    others = [
+        of(save_cross_encoder(tmp_path / "wide", hidden_size=64)),
+        of(teacher_folder, max_length=40),
+        of(teacher_folder, dtype="bf16"),
+        of(teacher_folder, backend="openvino"),
+    ]
+    assert here not in others
 
 
 def test_a_budget_stays_within_memory() -> None:

@@ -79,6 +79,8 @@ def test_what_running_out_of_memory_looks_like() -> None:
     assert real is not None
     assert is_out_of_memory(real), f"torch's own words: {real}"
     assert is_out_of_memory(MemoryError())
+    for words in ("CUDA error: out of memory", "cublas: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"):
+        assert is_out_of_memory(RuntimeError(words))
     assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
     assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
@@ -100,5 +102,5 @@ def test_an_engine_goes_on_after_memory_ran_out(teacher_folder: Path, monkeypatc
         return run(self, item)
 
     monkeypatch.setattr(TorchBackend, "_run", scarce)
-    np.testing.assert_allclose(engine.score(queries, passages), wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(engine.score(queries, passages), wanted, rtol=1e-6, atol=1e-5)
     assert engine.tokens_per_batch <= 400

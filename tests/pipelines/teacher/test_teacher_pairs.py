@@ -101,6 +101,27 @@ def test_a_cut_prompt_keeps_what_follows_the_passage(qwen: Path) -> None:
     assert text.endswith(end)
 
 
+@pytest.mark.parametrize("truncation", ["passage_end", "passage_start", "longest_first"])
+def test_white_space_of_a_prompt_outlives_the_cut(qwen: Path, truncation: str) -> None:
+    # It is tokenised with the text beside it, and must not be cut with it.
+    ours = encoder(qwen, template="Query: {query}\nText: {passage}\nRelevant:", max_length=60, truncation=truncation)
+    query = "heart " * (60 if truncation == "longest_first" else 2)
+    (found,) = assembled(ours, [query.strip()], [("lung " * 90).strip()])
+    text = ours.tokenizer.decode(found["input_ids"])
+    assert len(found["input_ids"]) == 60
+    assert text.startswith("Query: heart")
+    assert "\nText: " in text
+    assert text.endswith("\nRelevant:")
+
+
+def test_a_template_without_room_for_texts_is_refused(qwen: Path) -> None:
+    fixed = encoder(qwen, template=PROMPT).layout.num_fixed
+    for room in (-3, 0, 7):
+        with pytest.raises(DataError, match=f"leaves {room} tokens for query and passage; the template alone has"):
+            ours = encoder(qwen, template=PROMPT, max_length=fixed + room, truncation="longest_first")
+            assembled(ours, ["heart"], ["lung"])
+
+
 @pytest.mark.parametrize("template", ["{query}t {passage}", "{query}?\n{passage}", "{query}\n\n{passage}"])
 def test_a_prompt_that_runs_into_its_texts_is_refused(qwen: Path, template: str) -> None:
     # "ear" + "t" is one token, "?" + line breaks another: the cache could not know of either.
