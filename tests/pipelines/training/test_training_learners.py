@@ -106,11 +106,11 @@ def test_a_ranker_batch_without_a_positive_is_refused(
         ranker_losses(model, encoder, bad, dtype="fp32")
 
 
-def test_a_query_that_leaves_no_room_stops_the_ranker_too(
+def test_a_max_length_without_room_stops_the_ranker_too(
     dataset: Dataset, labelled: pa.Table, encoder_folder: Path
 ) -> None:
     model, encoder = new_ranker(encoder_folder, max_length=8, truncation="passage_end", dropout=0.0, device=CPU)
-    with pytest.raises(DataError, match=r"teacher\.max_length 8 leaves no room"):
+    with pytest.raises(DataError, match=r"teacher\.max_length 8 leaves 5 tokens"):
         ranker_losses(model, encoder, first_batch(dataset, labelled), dtype="fp32")
 
 
