@@ -148,6 +148,9 @@ def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threadi
                 reused + done.num_reused_pairs,
                 committed + done.num_queries,
             )
+            for query_id, doc_id, why in done.quarantined:
+                message = f"query {query_id!r} with document {doc_id!r} cannot be scored and is left out: {why}"
+                inputs.journal.event("scoring.quarantined", message, query_id=query_id, doc_id=doc_id, reason=why)
             inputs.journal.progress(
                 pairs_scored=new,
                 pairs_reused=reused,

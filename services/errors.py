@@ -2,7 +2,8 @@
 
 ServiceError
 ├── JobNotFound          no job of that id
-├── StateConflict        the job's status does not allow what was asked
+├── TeacherNotFound      no teacher of that name
+├── StateConflict        the state of a job or teacher does not allow what was asked
 ├── StaleDriver          this driver was replaced: its fencing token is no longer the job's
 ├── TeacherPoolError     the pool does not answer; another attempt may help
 │   └── TeacherNotDeployable  Serve gave up on the teacher; another attempt would not help
@@ -18,6 +19,7 @@ __all__ = [
     "StaleDriver",
     "StateConflict",
     "TeacherNotDeployable",
+    "TeacherNotFound",
     "TeacherPoolError",
 ]
 
@@ -34,8 +36,14 @@ class JobNotFound(ServiceError):  # noqa: N818 - read as a state of the world, l
     reason = "job_not_found"
 
 
+class TeacherNotFound(ServiceError):  # noqa: N818
+    """There is no teacher of that name."""
+
+    reason = "teacher_not_found"
+
+
 class StateConflict(ServiceError):  # noqa: N818
-    """The job's status does not allow the transition that was asked for."""
+    """The state of a job or a teacher does not allow what was asked for."""
 
     reason = "state_conflict"
 

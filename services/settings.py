@@ -7,10 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GATEWAY_PORT", "RAY_DASHBOARD_PORT", "Settings"]
+__all__ = ["GATEWAY_PORT", "RAY_DASHBOARD_PORT", "SERVE_PORT", "Settings", "ray_token"]
 
 GATEWAY_PORT = 8400
 RAY_DASHBOARD_PORT = 8265
+SERVE_PORT = 8410
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class Settings:
     """CPUs booked for a driver (it trains the student in process); its torch threads follow."""
     driver_gpus: float
     """GPUs booked for a driver; 0 trains the student on the CPU of a node without one."""
+    serve_url: str = f"http://127.0.0.1:{SERVE_PORT}"
+    """Where the gateway reaches the teacher pools' HTTP proxy; its port is the one that the proxy listens on."""
+    serve_host: str = "127.0.0.1"
+    """What the proxy binds to: loopback, unless the gateway runs on another machine than Ray's head."""
+    hang_after_s: float = 600.0
+    """A call that is in a replica's engine for longer than this counts as hung, and its replica is replaced."""
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -49,7 +56,10 @@ class Settings:
             database_url=env.get("DUALDISTILL_DATABASE_URL", f"sqlite:///{root / 'dualdistill.db'}"),
             data_roots=tuple(Path(item).resolve() for item in roots if item),
             ray_dashboard_url=env.get("DUALDISTILL_RAY_DASHBOARD_URL", "http://127.0.0.1:8265"),
-            ray_token=_ray_token(),
+            ray_token=ray_token(),
+            serve_url=env.get("DUALDISTILL_SERVE_URL", cls.serve_url),
+            serve_host=env.get("DUALDISTILL_SERVE_HOST", cls.serve_host),
+            hang_after_s=float(env.get("DUALDISTILL_HANG_AFTER_S", cls.hang_after_s)),
             heartbeat_timeout_s=float(env.get("DUALDISTILL_HEARTBEAT_TIMEOUT_S", "120")),
             cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),
             max_attempts=int(env.get("DUALDISTILL_MAX_ATTEMPTS", "3")),
@@ -59,7 +69,8 @@ class Settings:
         )
 
 
-def _ray_token() -> str | None:
+def ray_token() -> str | None:
+    """The cluster's token: Ray's own variables say where it is."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token.strip()
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):

@@ -41,6 +41,12 @@ class Tokens:
         """Tokens of each row."""
         return np.diff(self.offsets)
 
+    def take(self, rows: npt.NDArray[np.int64]) -> "Tokens":
+        """The rows `rows`, in that order."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Tokens(self.values[runs(self.offsets[rows], lengths)], offsets)
+
 
 @dataclass(frozen=True, eq=False)
 class TokenPairs:
@@ -56,6 +62,30 @@ class TokenPairs:
     def __len__(self) -> int:
         return len(self.query)
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each pair, query and passage together."""
+        return self.queries.lengths[self.query] + self.passages.lengths[self.passage]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "TokenPairs":
+        """The pairs `rows`, in that order, with the texts that they need and no others."""
+        queries, query = np.unique(self.query[rows], return_inverse=True)
+        passages, passage = np.unique(self.passage[rows], return_inverse=True)
+        return TokenPairs(self.tokenizer_hash, self.queries.take(queries), self.passages.take(passages), query, passage)
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenPairs"]) -> "TokenPairs":
+        """The pairs of all `parts`, one part after the other.
+
+        Raises:
+            ValueError: there are none, or several tokenizers made them.
+        """
+        if len(names := {part.tokenizer_hash for part in parts}) != 1:
+            raise ValueError(f"pairs of {len(names)} tokenizers cannot be joined")
+        queries, query = _stacked([(part.queries, part.query) for part in parts])
+        passages, passage = _stacked([(part.passages, part.passage) for part in parts])
+        return cls(names.pop(), queries, passages, query, passage)
+
 
 def runs(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The numbers from `starts[i]`, `lengths[i]` of them, for each i, one run after the other."""
@@ -63,3 +93,16 @@ def runs(starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.N
     numbers = np.arange(int(ends[-1]) if len(ends) else 0, dtype=np.int64)
     numbers += np.repeat(starts - (ends - lengths), lengths)
     return numbers
+
+
+def _stacked(
+    parts: Sequence[tuple[Tokens, npt.NDArray[np.int64]]],
+) -> tuple[Tokens, npt.NDArray[np.int64]]:
+    """The rows of all parts in one block, and the index arrays into it, one after the other."""
+    firsts = np.concatenate([[0], np.cumsum([len(tokens) for tokens, _ in parts])])
+    lengths = np.concatenate([tokens.lengths for tokens, _ in parts])
+    block = Tokens(
+        np.concatenate([tokens.values for tokens, _ in parts]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    )
+    return block, np.concatenate([index + first for (_, index), first in zip(parts, firsts, strict=False)])

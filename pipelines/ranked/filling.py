@@ -5,7 +5,7 @@ committed exactly once. Chunks that an earlier, killed run committed are left al
 same contract are joined in; only new pairs reach the teacher.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,8 @@ class ChunkDone:
     num_queries: int
     num_new_pairs: int
     num_reused_pairs: int
+    quarantined: tuple[tuple[str, str, str], ...] = ()
+    """(query_id, doc_id, why) of pairs that no replica can score; their lists are committed without them."""
 
 
 def chunk_count(num_rows: int, rows_per_chunk: int) -> int:
@@ -82,39 +84,51 @@ def fill_round(
         yield ChunkDone(chunk_id, len(chunks[chunk_id]), 0, _pair_count(chunks[chunk_id]))
 
     answered = set(committed)
-    pending: dict[int, tuple[list[Pair], dict[Pair, float]]] = {}
+    pending: dict[int, tuple[list[Pair], dict[Pair, float], int]] = {}
 
     def requests() -> Iterator[ScoreRequest]:
         missing = [i for i in range(total) if i not in committed]
         for window in (missing[i : i + _LOOKUP_CHUNKS] for i in range(0, len(missing), _LOOKUP_CHUNKS)):
             query_ids = [query_id for chunk_id in window for query_id in chunks[chunk_id]["query_id"].to_pylist()]
-            known = lists.known_logits(query_ids, weights_version=scorer.weights_version)
+            version = scorer.weights_version
+            known = lists.known_logits(query_ids, weights_version=version)
             for chunk_id in window:
                 before_request()
                 pairs = _pairs(chunks[chunk_id])
                 fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
-                pending[chunk_id] = (fresh, {pair: known[pair] for pair in pairs if pair in known})
+                pending[chunk_id] = (fresh, {pair: known[pair] for pair in pairs if pair in known}, version)
                 yield ScoreRequest(chunk_id, tokens.pairs(fresh))
 
-    for chunk_id, logits in scorer.score_all(requests()):
-        fresh, known = pending.pop(chunk_id)
+    expected_pairs = sum(_pair_count(chunk) for chunk_id, chunk in chunks.items() if chunk_id not in committed)
+    for first in scorer.score_all(requests(), expected_pairs=expected_pairs):
+        answer, chunk_id = first, first.key
+        fresh, known, version = pending.pop(chunk_id)
         answered.add(chunk_id)
-        by_pair = known | dict(zip(fresh, logits.tolist(), strict=True))
-        pairs = _pairs(chunks[chunk_id])
+        if known and answer.weights_version != version:
+            # The teacher got new weights after the lookup: a list has the scores of one version only.
+            fresh, known = list(dict.fromkeys(_pairs(chunks[chunk_id]))), {}
+            (answer,) = scorer.score_all([ScoreRequest(chunk_id, tokens.pairs(fresh))], expected_pairs=len(fresh))
+        poison = {fresh[row]: why for row, why in answer.quarantined.items()}
+        chunk = _without(chunks[chunk_id], poison.keys())
+        by_pair = known | dict(zip(fresh, answer.logits.tolist(), strict=True))
+        pairs = _pairs(chunk)
         lists.commit_chunk(
             rank_candidates(
-                chunks[chunk_id],
+                chunk,
                 _gather(by_pair, pairs),
                 job_id=job_id,
                 round_number=round_number,
                 chunk_id=chunk_id,
-                weights_version=scorer.weights_version,
+                weights_version=answer.weights_version,
             ),
             job_id=job_id,
             round_number=round_number,
             chunk_id=chunk_id,
         )
-        yield ChunkDone(chunk_id, len(chunks[chunk_id]), len(fresh), len(pairs) - len(fresh))
+        new = len(fresh) - len(poison)
+        yield ChunkDone(
+            chunk_id, len(chunk), new, len(pairs) - new, tuple((*pair, why) for pair, why in poison.items())
+        )
     if unanswered := sorted(set(range(total)) - answered):
         raise RankedListsError(
             f"round {round_number}: the scorer finished without an answer for {len(unanswered)} of {total} chunks, "
@@ -128,6 +142,17 @@ def _pairs(chunk: pa.Table) -> list[Pair]:
         for query_id, items in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True)
         for item in items
     ]
+
+
+def _without(chunk: pa.Table, poison: Collection[Pair]) -> pa.Table:
+    if not poison:
+        return chunk
+    kept = [
+        [item for item in items if (query_id, item["doc_id"]) not in poison]
+        for query_id, items in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True)
+    ]
+    place = chunk.schema.get_field_index("candidates")
+    return chunk.set_column(place, chunk.schema.field(place), pa.array(kept, type=chunk.schema.field(place).type))
 
 
 def _pair_count(chunk: pa.Table) -> int:

@@ -7,7 +7,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.spec_sections.base import Dtype, LearningRate, ModelSpec, Positive, Section, TrainingDtype
 
-__all__ = ["AnswersSpec", "DualHeadSpec", "MatryoshkaSpec", "RankerTrainingSpec", "StudentSpec", "TeacherSpec"]
+__all__ = [
+    "AnswersSpec",
+    "AutoscaleSpec",
+    "DualHeadSpec",
+    "MatryoshkaSpec",
+    "RankerTrainingSpec",
+    "StudentSpec",
+    "TeacherSpec",
+]
 
 
 class DualHeadSpec(Section):
@@ -107,6 +115,21 @@ class AnswersSpec(Section):
     negative: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^,]+$")] = "no"
 
 
+class AutoscaleSpec(Section):
+    """The pool's size follows the backlog, so that it is gone in time; no replica stays when nothing is left to do."""
+
+    min_replicas: Annotated[int, Field(ge=0, le=1024)] = 0
+    max_replicas: Annotated[int, Field(ge=1, le=1024)]
+    finish_within_minutes: Annotated[float, Field(gt=0, le=525600)] = 60.0
+    """Counted from the job's first pair that needs the teacher."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
 class TeacherSpec(Section):
     """The cross-encoder: scored as it is, or first fine-tuned on the labelled queries when `train` is given."""
 
@@ -125,6 +148,8 @@ class TeacherSpec(Section):
     """Padded tokens of a batch; null finds a good number by a short calibration, once per device."""
     train: RankerTrainingSpec | None = None
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Of a pool of fixed size; where the pool begins when `autoscale` is given."""
+    autoscale: AutoscaleSpec | None = None
     cpus_per_replica: Annotated[float, Field(ge=0, le=256)] = 1.0
     gpus_per_replica: Annotated[float, Field(ge=0, le=16)] = 0.0
 
@@ -148,6 +173,15 @@ class TeacherSpec(Section):
             raise ValueError("answers is for causal language models, which need a prompt: set template")
         if self.train and (self.answers or self.template != "pair"):
             raise ValueError("train fine-tunes sequence classifiers on plain pairs; it excludes answers and template")
+        return self
+
+    @model_validator(mode="after")
+    def _begins_within_bounds(self) -> Self:
+        if self.autoscale and not self.autoscale.min_replicas <= self.replicas <= self.autoscale.max_replicas:
+            raise ValueError(
+                f"replicas {self.replicas} lies outside autoscale.min_replicas {self.autoscale.min_replicas} to "
+                f"autoscale.max_replicas {self.autoscale.max_replicas}"
+            )
         return self
 
     @property

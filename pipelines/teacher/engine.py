@@ -4,7 +4,9 @@ Enters: texts, or token ids from a cache; text is never stripped or changed. Lea
 share a batch is decided by the call alone, so the same call gives the same bits.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from pipelines.teacher.packing import pack_by_tokens
 from pipelines.teacher.pairs import KeptTokens, PairEncoder
 from pipelines.teacher.stages import Stages
 
-__all__ = ["CALIBRATION_SECONDS", "TeacherEngine", "load_engine"]
+__all__ = ["CALIBRATION_SECONDS", "ScoredPairs", "TeacherEngine", "load_engine"]
 
 CALIBRATION_SECONDS = 2.0
 """What a teacher without a given `tokens_per_batch` spends on finding one, once per contract and device."""
@@ -33,6 +35,19 @@ _BATCHES_PER_WORKER = 4
 _SMALLEST_BUDGET = 512
 
 Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """The logits of one call and what they took."""
+
+    logits: Logits
+    """Raw fp32, one per pair; NaN or infinite where the teacher gave that."""
+    num_tokens: int
+    num_slots: int
+    """Tokens of the rectangles that hold the batches; a backend that packs does not compute the difference."""
+    num_batches: int
+    seconds: float
 
 
 class TeacherEngine:
@@ -65,18 +80,40 @@ class TeacherEngine:
             DataError: a query leaves no room for a passage within `max_length` tokens.
             ModelError: a logit is NaN or infinite.
         """
-        logits = np.empty(len(pairs), dtype=np.float32)
-        if not len(pairs):
-            return logits
-        kept = self.encoder.cut(pairs)
-        batches = pack_by_tokens(kept.total, self._budget(kept.total))
-        results = self._stages.run((pairs, kept, rows) for rows in batches)
-        for rows, found in zip(batches, results, strict=True):
-            logits[rows] = found
+        logits = self.measure_pairs(pairs).logits
         if (bad := np.flatnonzero(~np.isfinite(logits))).size:
             query = self.encoder.tokenizer.decode(pairs.queries[int(pairs.query[bad[0]])].tolist())
             raise ModelError(f"teacher logit {logits[bad[0]]} for query {query!r}: weights or dtype are broken")
         return logits
+
+    def measure_pairs(self, pairs: TokenPairs, *, before_batch: Callable[[], None] = lambda: None) -> ScoredPairs:
+        """As `score_pairs`, but logits that are not finite are left to the caller, and with what the call took.
+
+        Args:
+            pairs: to score.
+            before_batch: called before each batch is begun; may wait, to let another call's batches pass.
+        """
+        started = time.perf_counter()
+        kept = self.encoder.cut(pairs)
+        logits = np.empty(len(pairs), dtype=np.float32)
+        if not len(pairs):
+            return ScoredPairs(logits, 0, 0, 0, 0.0)
+        batches = pack_by_tokens(kept.total, self._budget(kept.total))
+
+        def parts() -> Iterator[tuple[TokenPairs, KeptTokens, Rows]]:
+            for rows in batches:
+                before_batch()
+                yield pairs, kept, rows
+
+        for rows, found in zip(batches, self._stages.run(parts()), strict=True):
+            logits[rows] = found
+        return ScoredPairs(
+            logits,
+            num_tokens=int(kept.total.sum()),
+            num_slots=sum(len(rows) * int(kept.total[rows].max()) for rows in batches),
+            num_batches=len(batches),
+            seconds=time.perf_counter() - started,
+        )
 
     def close(self) -> None:
         """End the engine's threads."""

@@ -1,13 +1,12 @@
 """PairScorer: what rounds need of a teacher, wherever it runs; and the simplest one, in this process.
 
-Enters: requests, each a list of pairs under a key. Leaves: (key, logits) in any order. The pool of
-`services.teacher_pool` implements the same protocol with many replicas; a request is scored as one unit in both, so
-the same bits come from each replica, and from this process where it has as many cores and the same budget.
+Enters: requests, each a list of pairs under a key. Leaves: answers in any order. The pool of `services.teacher_pool`
+implements the same protocol with many replicas.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -20,7 +19,7 @@ from pipelines.devices import resolve_device
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import TeacherEngine, load_engine
 
-__all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "ScoreRequest"]
+__all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "ScoreAnswer", "ScoreRequest"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,20 @@ class ScoreRequest:
     pairs: TokenPairs
 
 
+@dataclass(frozen=True, eq=False)
+class ScoreAnswer:
+    """The scores of one request, all made by one version of the weights."""
+
+    key: int
+    logits: npt.NDArray[np.float32]
+    """Raw, one per pair."""
+    weights_version: int
+    quarantined: Mapping[int, str] = field(default_factory=dict)
+    """Row -> why this pair cannot be scored (it kills or breaks every replica); its logit means nothing."""
+
+
 class PairScorer(Protocol):
-    """Scores requests under one contract and one version of the weights."""
+    """Scores requests under one contract; the weights may be refreshed, an answer says which were used."""
 
     @property
     def contract(self) -> ScoreContract:
@@ -41,11 +52,16 @@ class PairScorer(Protocol):
 
     @property
     def weights_version(self) -> int:
-        """Counts in-place refreshes of the weights; 0 for a teacher that never changes."""
+        """The newest version of the weights; 0 for a teacher that never changes."""
         ...
 
-    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """(key, raw logits [pairs]) per request, as they finish; pulls `requests` lazily, a bounded number ahead."""
+    def score_all(self, requests: Iterable[ScoreRequest], *, expected_pairs: int) -> Iterator[ScoreAnswer]:
+        """One answer per request, as they finish; pulls `requests` lazily, a bounded number ahead.
+
+        Args:
+            requests: what to score.
+            expected_pairs: how many pairs all requests have together, about: a pool is sized by it.
+        """
         ...
 
 
@@ -71,15 +87,20 @@ class InProcessScorer:
         """Always 0: an engine's weights never change."""
         return 0
 
-    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """Requests in the order given."""
+    def score_all(
+        self,
+        requests: Iterable[ScoreRequest],
+        *,
+        expected_pairs: int,  # noqa: ARG002 - for pools
+    ) -> Iterator[ScoreAnswer]:
+        """Answers in the order of the requests; `expected_pairs` changes nothing here."""
         for request in requests:
             if not len(request.pairs):
-                yield request.key, np.empty(0, dtype=np.float32)
+                yield ScoreAnswer(request.key, np.empty(0, dtype=np.float32), weights_version=0)
                 continue
             if self._engine is None:
                 self._engine = self._load()
-            yield request.key, self._engine.score_pairs(request.pairs)
+            yield ScoreAnswer(request.key, self._engine.score_pairs(request.pairs), weights_version=0)
 
     def close(self) -> None:
         """End the engine's threads."""

@@ -45,16 +45,16 @@ def main(job_id: str, fencing_token: int) -> int:
     session = DriverSession(store, job_id, fencing_token)
     journal = StoreJournal(session)
     try:
-        return _attempt(settings, store, session, journal)
+        return _attempt(settings, session, journal)
     except StaleDriver as error:
         log.warning("replaced by a newer driver", error=str(error))
         return 3
 
 
-def _attempt(settings: Settings, store: Store, session: DriverSession, journal: StoreJournal) -> int:
+def _attempt(settings: Settings, session: DriverSession, journal: StoreJournal) -> int:
     try:
         job = session.start()
-        context = _context(settings, store, session, job, journal)
+        context = _context(settings, session, job, journal)
         ray.init(log_to_driver=False)
         with journal.alive():
             result = run_job(context)
@@ -80,7 +80,7 @@ def _sentence(error: Exception) -> str:
     return str(error.cause if isinstance(error, RayTaskError) else error)
 
 
-def _context(settings: Settings, store: Store, session: DriverSession, job: Job, journal: StoreJournal) -> JobContext:
+def _context(settings: Settings, session: DriverSession, job: Job, journal: StoreJournal) -> JobContext:
     spec = parse_spec(job.spec)
 
     def side_task(function: Any, task: ControlTask) -> "Future[PerQuery]":
@@ -97,7 +97,14 @@ def _context(settings: Settings, store: Store, session: DriverSession, job: Job,
         root=settings.root,
         dataset_folder=resolve_dataset(spec.dataset.path, roots),
         model_roots=roots,
-        host=PoolHost(store, session, spec.teacher, journal, calibrations=settings.root / "calibrations"),
+        host=PoolHost(
+            session,
+            job.id,
+            spec.teacher,
+            journal,
+            calibrations=settings.root / "calibrations",
+            hang_after_s=settings.hang_after_s,
+        ),
         side_task=side_task,
         side_task_cpus=settings.driver_cpus,
         journal=journal,

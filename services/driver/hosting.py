@@ -6,38 +6,55 @@ running job names it any more; so a crashed driver leaves no pool behind. A job 
 none.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipelines.journal import Journal
 from pipelines.spec import TeacherSpec
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import PairScorer
-from services.store import DriverSession, Store, Teacher
-from services.teacher_pool.client import PoolScorer, pool_handle, wait_until_running
+from services.store import DriverSession, Teacher
+from services.teacher_pool.client import Pool, PoolScorer
 from services.teacher_pool.control import application_name
-
-if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+from services.teacher_pool.deployment import connect_pool, wait_until_running
 
 __all__ = ["PoolHost"]
 
-_CALLS_PER_REPLICA = 2
-
 
 class PoolHost:
-    """Hosts teachers on the cluster's shared pool."""
+    """Hosts teachers on the cluster's shared pool.
+
+    Args:
+        session: of the job.
+        job_id: the job's.
+        spec: which teacher, and how many replicas of it.
+        journal: told what happens.
+        calibrations: where what calibrations find is kept.
+        hang_after_s: after which a call counts as hung; its caller waits long enough to see its replica replaced.
+        clock: Unix seconds.
+    """
 
     def __init__(
-        self, store: Store, session: DriverSession, spec: TeacherSpec, journal: Journal, *, calibrations: Path
+        self,
+        session: DriverSession,
+        job_id: str,
+        spec: TeacherSpec,
+        journal: Journal,
+        *,
+        calibrations: Path,
+        hang_after_s: float,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
-        self._calibrations = calibrations
         self._session = session
+        self._job_id = job_id
         self._spec = spec
         self._journal = journal
+        self._calibrations = calibrations
+        self._hang_after_s = hang_after_s
+        self._clock = clock
+        self._deadline_at: float | None = None
 
     @property
     def device_type(self) -> str:
@@ -50,25 +67,32 @@ class PoolHost:
         yield PoolScorer(
             contract,
             weights_version=0,
-            in_flight=_CALLS_PER_REPLICA * self._spec.replicas,
+            job=self._job_id,
             connect=lambda: self._pool(folder, contract),
+            deadline_s=2 * self._hang_after_s + 60,
+            report=self._report,
         )
 
-    def _pool(self, folder: Path, contract: ScoreContract) -> "DeploymentHandle":
-        name = application_name(contract.fingerprint)
-        self._store.put_teacher(
+    def _pool(self, folder: Path, contract: ScoreContract) -> Pool:
+        name = application_name(contract)
+        auto = self._spec.autoscale
+        self._session.use_teacher(
             Teacher(
                 name=name,
                 model_dir=str(folder),
                 contract=contract.to_dict(),
+                mode="auto" if auto else "fixed",
                 replicas=self._spec.replicas,
+                min_replicas=auto.min_replicas if auto else 0,
+                max_replicas=auto.max_replicas if auto else self._spec.replicas,
                 cpus_per_replica=self._spec.cpus_per_replica,
                 gpus_per_replica=self._spec.gpus_per_replica,
                 tokens_per_batch=self._spec.tokens_per_batch,
                 calibrations_dir=str(self._calibrations),
             )
         )
-        self._session.set_teacher(name)
+        if auto:
+            self._deadline_at = self._clock() + 60 * auto.finish_within_minutes
         asked = f"asked for {self._spec.replicas} replicas of {name}"
         self._journal.event("teacher_pool.requested", asked, teacher=name)
         running = wait_until_running(
@@ -77,4 +101,9 @@ class PoolHost:
             still_waiting=lambda why: self._journal.event("teacher_pool.waiting", f"waiting for {name}: {why}"),
         )
         self._journal.event("teacher_pool.ready", f"{name}: {running} replicas are up", teacher=name, running=running)
-        return pool_handle(name)
+        return connect_pool(name)
+
+    def _report(self, backlog_tokens: int, tokens_per_second: float | None) -> None:
+        self._session.report_demand(
+            backlog_tokens=backlog_tokens, tokens_per_second=tokens_per_second, deadline_at=self._deadline_at
+        )

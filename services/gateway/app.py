@@ -23,7 +23,7 @@ from services.gateway.reconciler import Reconciler, TeacherPool
 from services.gateway.request_id import RequestId
 from services.settings import Settings
 from services.store import ReconcilerSession, Store
-from services.teacher_pool.control import ServeControl
+from services.teacher_pool.control import PoolSettings, ServeControl
 
 __all__ = ["create_app"]
 
@@ -45,7 +45,7 @@ def create_app(
     settings = settings or Settings.from_environment()
     store = Store(settings.database_url)
     ray = ray or RayJobs(settings.ray_dashboard_url, settings.ray_token)
-    teachers = teachers or ServeControl(settings.ray_dashboard_url, settings.ray_token)
+    teachers = teachers or ServeControl(settings.ray_dashboard_url, settings.ray_token, PoolSettings.of(settings))
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
     reconciler = Reconciler(session=ReconcilerSession(store, owner), ray=ray, teachers=teachers, settings=settings)
 

@@ -21,7 +21,8 @@ from typing import Protocol
 from services.errors import RayUnavailable, TeacherPoolError
 from services.gateway.ray_jobs import ENDED, RayJobs
 from services.settings import Settings
-from services.store import Job, ReconcilerSession, Teacher
+from services.store import Demand, Job, ReconcilerSession, Teacher, TeacherTable
+from services.teacher_pool.autoscale import target_replicas
 
 __all__ = ["Reconciler", "TeacherPool"]
 
@@ -63,7 +64,24 @@ class Reconciler:
             room = max(0, self.settings.max_running_jobs - len(self.session.active_jobs()))
             for job in self.session.queued_jobs()[:room]:
                 self._guarded(job.id, partial(self._start, job))
-        self._guarded("teacher pools", lambda: self.teachers.apply(self.session.store.teachers_in_use()))
+        self._guarded("teacher pools", self._size_pools)
+
+    def _size_pools(self) -> None:
+        table = TeacherTable(self.session.store)
+        for teacher in table.wanted():
+            if teacher.mode == "auto":
+                demands = table.demands(teacher.name)
+                wanted = target_replicas(teacher, demands, now=self.session.store.clock())
+                if wanted != teacher.replicas and table.set_replicas(teacher.name, wanted, seen=teacher.replicas):
+                    self._tell_scaled(teacher, wanted, demands)
+        self.teachers.apply(table.wanted())
+
+    def _tell_scaled(self, teacher: Teacher, wanted: int, demands: Sequence[Demand]) -> None:
+        data = {"teacher": teacher.name, "from": teacher.replicas, "to": wanted}
+        for demand in demands:
+            backlog = f"{demand.backlog_tokens} tokens of this job to go"
+            message = f"{teacher.name}: {teacher.replicas} -> {wanted} replicas, {backlog}"
+            self.session.store.add_event(demand.job_id, "teacher_pool.scaled", message, data=data)
 
     def _start(self, job: Job) -> None:
         token = self.session.claim_for_start(job.id, _CLAIM_S)

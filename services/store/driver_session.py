@@ -18,11 +18,12 @@ import stamina
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from services.errors import ServiceError, StaleDriver
-from services.store.models import JobRow, TeacherRow
-from services.store.records import Job
+from services.errors import ServiceError, StaleDriver, StateConflict
+from services.store.models import DemandRow, JobRow, TeacherRow
+from services.store.records import Job, Teacher
 from services.store.statuses import ACTIVE
 from services.store.store import Store, job_record
+from services.store.teacher_table import join_teacher
 from services.store.transitions import add_event, enter_phase, lock_job, set_status
 
 __all__ = ["DriverSession"]
@@ -95,12 +96,53 @@ class DriverSession:
             add_event(session, row, type_, message, now=self._store.clock(), data=data, level=level)
 
     @_outlasting_outages
-    def set_teacher(self, name: str) -> None:
-        """Name the teacher pool the job needs from now on; `put_teacher` must have come first."""
+    def use_teacher(self, teacher: Teacher) -> None:
+        """Need this teacher pool from now on, until the job ends; see `teacher_table.join_teacher`."""
         with self._owned() as (session, row):
-            if session.get(TeacherRow, name) is None:
-                raise ServiceError(f"there is no teacher {name!r}: put_teacher comes before set_teacher")
-            row.teacher_name = name
+            join_teacher(session, row, teacher, now=self._store.clock())
+
+    @_outlasting_outages
+    def report_demand(self, *, backlog_tokens: int, tokens_per_second: float | None, deadline_at: float | None) -> None:
+        """Say how much the job still wants of its teacher pool, and how fast one replica was."""
+        with self._owned() as (session, row):
+            if row.teacher_name is None:
+                raise ServiceError(f"job {row.id} has no teacher to want something of: use_teacher comes first")
+            now = self._store.clock()
+            session.merge(
+                DemandRow(
+                    job_id=row.id,
+                    teacher_name=row.teacher_name,
+                    backlog_tokens=backlog_tokens,
+                    tokens_per_second=tokens_per_second,
+                    deadline_at=deadline_at,
+                    updated_at=now,
+                )
+            )
+            if backlog_tokens:
+                teacher = session.get_one(TeacherRow, row.teacher_name)
+                teacher.used_at = now
+
+    @_outlasting_outages
+    def publish_weights(self, *, model_dir: str, contract: dict[str, Any], weights_version: int) -> None:
+        """Give the job's teacher new weights; its replicas load them in place.
+
+        Raises:
+            StateConflict: the version is not the next one (or the one that was published last, which may be repeated).
+        """
+        with self._owned() as (session, row):
+            if row.teacher_name is None:
+                raise ServiceError(f"job {row.id} has no teacher to give weights to: use_teacher comes first")
+            teacher = session.get_one(TeacherRow, row.teacher_name, with_for_update=True)
+            if weights_version not in {teacher.weights_version, teacher.weights_version + 1}:
+                raise StateConflict(
+                    f"{teacher.name} has weights version {teacher.weights_version}, {weights_version} is not next"
+                )
+            now = self._store.clock()
+            teacher.model_dir, teacher.contract, teacher.weights_version = model_dir, contract, weights_version
+            teacher.updated_at = now
+            data = {"teacher": teacher.name, "weights_version": weights_version}
+            message = f"{teacher.name} gets weights version {weights_version}"
+            add_event(session, row, "teacher_pool.weights", message, now=now, data=data)
 
     @_outlasting_outages
     def succeed(self, result: dict[str, Any]) -> str:

@@ -8,10 +8,10 @@ was sent.
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Double, ForeignKey, Index, Integer, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-__all__ = ["Base", "EventRow", "JobRow", "LeaseRow", "TeacherRow"]
+__all__ = ["Base", "DemandRow", "EventRow", "JobRow", "LeaseRow", "TeacherRow"]
 
 _NAME = 255
 
@@ -41,6 +41,26 @@ class TeacherRow(Base):
     tokens_per_batch: Mapped[int | None]
     calibrations_dir: Mapped[str | None] = mapped_column(Text)
     weights_version: Mapped[int]
+    mode: Mapped[str] = mapped_column(String(16), server_default="fixed")
+    min_replicas: Mapped[int] = mapped_column(server_default="0")
+    max_replicas: Mapped[int] = mapped_column(server_default="1")
+    pinned: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    scaled_by_user: Mapped[bool] = mapped_column(Boolean, server_default=false())
+    scaled_at: Mapped[float | None]
+    used_at: Mapped[float | None]
+    updated_at: Mapped[float]
+
+
+class DemandRow(Base):
+    """What one job still wants of its teacher pool; a row of an ended job counts for nothing."""
+
+    __tablename__ = "teacher_demands"
+
+    job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", name="fk_demands_job"), primary_key=True)
+    teacher_name: Mapped[str] = mapped_column(String(_NAME), ForeignKey("teachers.name", name="fk_demands_teacher"))
+    backlog_tokens: Mapped[int] = mapped_column(BigInteger)
+    tokens_per_second: Mapped[float | None]
+    deadline_at: Mapped[float | None]
     updated_at: Mapped[float]
 
 

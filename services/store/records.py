@@ -9,7 +9,7 @@ from typing import Any
 
 from services.store.statuses import TERMINAL
 
-__all__ = ["Event", "Job", "Teacher"]
+__all__ = ["Demand", "Event", "Job", "Teacher"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +72,37 @@ class Teacher:
     """The wanted state of one teacher pool; `weights_version` grows when it gets new weights."""
 
     name: str
+    """Of its Serve application: what people read in the Ray dashboard."""
     model_dir: str
     contract: dict[str, Any]
+    mode: str = "fixed"
+    """fixed: `replicas` is what was asked for; auto: the reconciler sets it, within min and max, by the backlog."""
     replicas: int = 1
+    """Wanted now; 0 takes the application away."""
+    min_replicas: int = 0
+    max_replicas: int = 1
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     tokens_per_batch: int | None = None
     """None: found by a calibration, which is kept in `calibrations_dir`."""
     calibrations_dir: str | None = None
     weights_version: int = 0
+    pinned: bool = False
+    """Somebody created it by name: it stays when no job needs it."""
+    scaled_by_user: bool = False
+    """Somebody set its size: jobs that come later do not change it."""
+    scaled_at: float | None = None
+    used_at: float | None = None
+    """Last time that a job had a backlog for it, or that somebody asked it to rerank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What one unfinished job still wants of its teacher pool."""
+
+    job_id: str
+    backlog_tokens: int
+    tokens_per_second: float | None
+    """Of one replica, measured; None before its first call is done."""
+    deadline_at: float | None
+    """When the backlog should be gone; None: the job does not say."""

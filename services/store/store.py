@@ -1,4 +1,4 @@
-"""Jobs, events and teachers in one database: what the API and the command line read and write.
+"""Jobs and events in one database: what the API and the command line read and write.
 
 Enters: validated specs, ids. Leaves: frozen records. What drivers write goes through `DriverSession`, what
 the reconciler writes through `ReconcilerSession`; both borrow this object's transactions. Synchronous on
@@ -11,7 +11,7 @@ timeout.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import select, text
@@ -22,8 +22,8 @@ from services.errors import JobNotFound, StateConflict
 from services.store.engine import WRITING, make_engine
 from services.store.ids import new_job_id
 from services.store.migrate import migrate
-from services.store.models import EventRow, JobRow, TeacherRow
-from services.store.records import Event, Job, Teacher
+from services.store.models import EventRow, JobRow
+from services.store.records import Event, Job
 from services.store.statuses import TERMINAL
 from services.store.transitions import add_event, lock_job, set_status
 
@@ -177,39 +177,11 @@ class Store:
                 for row in session.scalars(query)
             ]
 
-    # ---- teachers
-
-    def put_teacher(self, teacher: Teacher) -> None:
-        """Create or replace the wanted state of a teacher pool."""
-        with self.writing() as session:
-            session.merge(TeacherRow(**asdict(teacher), updated_at=self.clock()))
-
-    def get_teacher(self, name: str) -> Teacher | None:
-        """The wanted state of one pool, or None."""
-        with self.reading() as session:
-            row = session.get(TeacherRow, name)
-            return None if row is None else _teacher_record(row)
-
-    def teachers_in_use(self) -> list[Teacher]:
-        """Teachers that unfinished jobs name, by name.
-
-        A job that waits for its next driver keeps its teacher: otherwise every lost driver would also tear
-        down and reload the pool.
-        """
-        wanted = select(JobRow.teacher_name).where(JobRow.status.not_in(TERMINAL))
-        query = select(TeacherRow).where(TeacherRow.name.in_(wanted)).order_by(TeacherRow.name)
-        with self.reading() as session:
-            return [_teacher_record(row) for row in session.scalars(query)]
-
 
 def job_record(row: JobRow) -> Job:
     """Copy a row into the record that leaves the store."""
     values = {field.name: getattr(row, field.name) for field in fields(Job) if field.name != "metadata"}
     return Job(**values, metadata=row.user_metadata)
-
-
-def _teacher_record(row: TeacherRow) -> Teacher:
-    return Teacher(**{field.name: getattr(row, field.name) for field in fields(Teacher)})
 
 
 def _by_key(session: Session, key: str | None) -> Job | None:

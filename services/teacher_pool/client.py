@@ -1,46 +1,60 @@
 """PoolScorer: a `PairScorer` whose pairs are scored by the replicas of one Serve application.
 
-Enters: score requests, pulled lazily. Leaves: logits as they finish. The number of calls in flight is bounded (slow
-replicas are simply given less), every call has a deadline, and calls that a dying or full replica did not finish are
-repeated: scoring is pure, so repeating is safe. Errors of the science (a query too long) are not repeated.
+Enters: score requests, pulled lazily. Leaves: answers as they finish. Two calls per running replica are on their way,
+one at work and one that waits beside it, however many replicas there are at the moment; so a slow replica is simply
+given less, and one that comes or goes changes nothing but the speed.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from itertools import islice
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
-import stamina
-from ray import serve
-from ray.exceptions import ActorDiedError, ActorUnavailableError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from pipelines.errors import ContractError
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.scorer import ScoreRequest
-from services.errors import TeacherNotDeployable, TeacherPoolError
-from services.teacher_pool.replica import DEPLOYMENT_NAME
+from pipelines.teacher.scorer import ScoreAnswer, ScoreRequest
+from services.teacher_pool.assembly import Assembly
+from services.teacher_pool.attempts import Attempts, Scores
+from services.teacher_pool.breaker import CircuitBreaker
+from services.teacher_pool.calls import Call, pack_calls
+from services.teacher_pool.metrics import ClientMetrics
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
-__all__ = ["PoolScorer", "pool_handle", "wait_until_running"]
+__all__ = ["CALLS_PER_REPLICA", "Pool", "PoolScorer"]
 
-_TRANSIENT = (ActorDiedError, ActorUnavailableError, BackPressureError, DeploymentUnavailableError, TimeoutError)
-_ATTEMPTS = 10
-_CALL_DEADLINE_S = 600.0
-_WORD_EVERY_S = 60.0
+CALLS_PER_REPLICA = 2
+_MOST_CALLS = 1024
+_REPORT_EVERY_S = 2.0
+_NOTHING = Scores(np.empty(0, np.float32), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A running application, as `connect` gives it."""
+
+    name: str
+    handle: "DeploymentHandle"
+    replicas: Callable[[], int]
+    """How many of them run now; cheap to ask."""
 
 
 class PoolScorer:
-    """Scores through one Serve application, `in_flight` calls at a time.
+    """Scores through one Serve application.
 
-    `connect` gives the application's handle. It is called once, with the first pair that really needs a teacher: a job
-    whose scores are all known never asks for a pool.
+    Args:
+        contract: what every score is held to.
+        weights_version: of the weights that have that contract.
+        job: the job's id.
+        connect: gives the application. Called once, with the first pair that really needs a teacher: a job whose scores
+            are all known never asks for a pool.
+        deadline_s: of one call.
+        report: told every two seconds, and at the end, how many tokens are still to be scored and how many a replica
+            does in a second (None before that is known).
     """
 
     def __init__(
@@ -48,116 +62,138 @@ class PoolScorer:
         contract: ScoreContract,
         *,
         weights_version: int,
-        in_flight: int,
-        connect: "Callable[[], DeploymentHandle]",
+        job: str,
+        connect: Callable[[], Pool],
+        deadline_s: float,
+        report: Callable[[int, float | None], None] = lambda *_: None,
     ) -> None:
         self._contract = contract
         self._weights_version = weights_version
-        self._in_flight = in_flight
+        self._published = {weights_version: contract.fingerprint}
+        self._job = job
         self._connect = connect
+        self._deadline_s = deadline_s
+        self._report = report
         self._connecting = threading.Lock()
-        self._handle: DeploymentHandle | None = None
+        self._pool: Pool | None = None
+        self._attempts: Attempts | None = None
+        self._metrics: ClientMetrics | None = None
         self._refused: Exception | None = None
+        self._scored_tokens = self._scored_seconds = 0.0
 
     @property
     def contract(self) -> ScoreContract:
-        """What every reply is checked against."""
+        """What the first version of the weights is held to."""
         return self._contract
 
     @property
     def weights_version(self) -> int:
-        """The version of the weights that the job asked for."""
+        """The newest version that was published."""
         return self._weights_version
 
-    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-        """(key, logits) per request, in the order in which they finish.
+    def publish(self, weights_version: int, contract: ScoreContract) -> None:
+        """From now on replicas may also answer with this version of the weights, under its contract."""
+        self._published[weights_version] = contract.fingerprint
+        self._weights_version = max(self._weights_version, weights_version)
+
+    def score_all(self, requests: Iterable[ScoreRequest], *, expected_pairs: int) -> Iterator[ScoreAnswer]:
+        """One answer per request, in the order in which they finish.
 
         Raises:
-            TeacherPoolError: a call failed on every attempt.
+            TeacherPoolError: the pool does not answer.
             ContractError: a replica scores under another contract than the job's.
+            ModelError: more pairs are poison than a healthy teacher has.
         """
-        coming = iter(requests)
-        with ThreadPoolExecutor(max_workers=self._in_flight, thread_name_prefix="pool-call") as pool:
-            running: set[Future[tuple[int, npt.NDArray[np.float32]]]] = set()
+        coming = pack_calls(requests)
+        assembly = Assembly(self._weights_version)
+        again: list[Call] = []
+        running: dict[Future[Scores], Call] = {}
+        backlog = _Backlog(expected_pairs)
+        next_report = 0.0
+        with ThreadPoolExecutor(max_workers=_MOST_CALLS, thread_name_prefix="pool-call") as threads:
             try:
-                running |= {pool.submit(self._score, request) for request in islice(coming, self._in_flight)}
-                while running:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    answers = [call.result() for call in done]
-                    running |= {pool.submit(self._score, request) for request in islice(coming, len(done))}
-                    yield from answers
+                while True:
+                    while len(running) < self._most_in_flight():
+                        call = again.pop() if again else next(coming, None)
+                        if call is None:
+                            break
+                        backlog.sent(call)
+                        running[threads.submit(self._score, call)] = call
+                    if not running:
+                        break
+                    done, _ = wait(running, timeout=_REPORT_EVERY_S, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        call, scores = running.pop(future), future.result()
+                        backlog.done(call)
+                        answers, redo = assembly.add(call, scores)
+                        again += redo
+                        self._scored_tokens += scores.num_tokens
+                        self._scored_seconds += scores.seconds
+                        if scores.quarantined and self._metrics:
+                            self._metrics.quarantined(len(scores.quarantined))
+                        yield from answers
+                    if time.monotonic() >= next_report:
+                        self._tell(backlog.tokens, len(running))
+                        next_report = time.monotonic() + _REPORT_EVERY_S
             finally:
-                for call in running:
-                    call.cancel()
+                for future in running:
+                    future.cancel()
+                if running and self._attempts:
+                    self._attempts.stop()
+        self._tell(0, 0)
 
-    def _score(self, request: ScoreRequest) -> tuple[int, npt.NDArray[np.float32]]:
-        if not len(request.pairs):
-            return request.key, np.empty(0, dtype=np.float32)
-        handle = self._connected()
-        try:
-            for attempt in stamina.retry_context(
-                on=_TRANSIENT, attempts=_ATTEMPTS, timeout=None, wait_initial=0.5, wait_max=15.0
-            ):
-                with attempt:
-                    reply = handle.score.remote(request.pairs)
-                    fingerprint, logits = reply.result(timeout_s=_CALL_DEADLINE_S)
-        except _TRANSIENT as error:
-            raise TeacherPoolError(
-                f"{len(request.pairs)} pairs could not be scored in {_ATTEMPTS} attempts: {error}"
-            ) from error
-        if fingerprint != self._contract.fingerprint:
-            raise ContractError(
-                f"a replica scores under contract {fingerprint}, the job's is {self._contract.fingerprint}"
-            )
-        return request.key, np.asarray(logits, dtype=np.float32)
+    def _score(self, call: Call) -> Scores:
+        return self._connected().score(call.pairs()) if len(call) else _NOTHING
 
-    def _connected(self) -> "DeploymentHandle":
+    def _most_in_flight(self) -> int:
+        replicas = self._pool.replicas() if self._pool else 1
+        return min(CALLS_PER_REPLICA * max(replicas, 1), _MOST_CALLS)
+
+    def _tell(self, backlog_tokens: int, in_flight: int) -> None:
+        if self._metrics is None:
+            return
+        speed = self._scored_tokens / self._scored_seconds if self._scored_seconds else None
+        self._report(backlog_tokens, speed)
+        self._metrics.state(backlog_tokens=backlog_tokens, in_flight=in_flight)
+
+    def _connected(self) -> Attempts:
         with self._connecting:
             if self._refused is not None:
                 raise self._refused
-            if self._handle is None:
+            if self._attempts is None:
                 try:
-                    self._handle = self._connect()
+                    self._pool = self._connect()
                 except Exception as error:
                     self._refused = error  # the other calls in flight must not ask again
                     raise
-            return self._handle
+                self._metrics = ClientMetrics(self._pool.name, self._job)
+                self._attempts = Attempts(
+                    self._pool.handle,
+                    job=self._job,
+                    accepts=self._published.get,
+                    deadline_s=self._deadline_s,
+                    on_retry=self._metrics.retried,
+                    breaker=CircuitBreaker(),
+                )
+            return self._attempts
 
 
-def pool_handle(name: str) -> "DeploymentHandle":
-    """The handle of the application `name`, wherever in the cluster its replicas are."""
-    handle: DeploymentHandle = serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
-    return handle
+class _Backlog:
+    """Tokens still to be scored: exact for calls on their way, an estimate for pairs that nobody has pulled yet."""
 
+    def __init__(self, expected_pairs: int) -> None:
+        self._pairs_left = expected_pairs
+        self._pairs_seen = self._tokens_seen = self._tokens_done = 0
 
-def wait_until_running(name: str, *, check: Callable[[], None], still_waiting: Callable[[str], None]) -> int:
-    """Wait until the application `name` has a running replica; returns how many it has.
+    def sent(self, call: Call) -> None:
+        self._pairs_left = max(0, self._pairs_left - len(call))
+        self._pairs_seen += len(call)
+        self._tokens_seen += call.num_tokens
 
-    There is no deadline: a pool may wait for CPUs that another job holds, and Serve itself gives up on replicas that
-    cannot start.
+    def done(self, call: Call) -> None:
+        self._tokens_done += call.num_tokens
 
-    Args:
-        name: the Serve application.
-        check: called between looks; may raise to stop waiting (cancellation).
-        still_waiting: told once a minute what Serve says.
-
-    Raises:
-        TeacherNotDeployable: Serve gave up on the application; says what Serve says.
-    """
-    next_word = time.monotonic() + _WORD_EVERY_S
-    while True:
-        check()
-        message = "Serve does not know it yet"
-        application = serve.status().applications.get(name)
-        if application is not None:
-            deployment = application.deployments.get(DEPLOYMENT_NAME)
-            running = int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
-            if running:
-                return running
-            message = (deployment.message if deployment else "") or application.message or str(application.status)
-            if application.status == "DEPLOY_FAILED":
-                raise TeacherNotDeployable(f"teacher pool {name} failed to deploy: {message}")
-        if time.monotonic() >= next_word:
-            still_waiting(message)
-            next_word += _WORD_EVERY_S
-        time.sleep(0.5)
+    @property
+    def tokens(self) -> int:
+        per_pair = self._tokens_seen / self._pairs_seen if self._pairs_seen else 0.0
+        return self._tokens_seen - self._tokens_done + round(per_pair * self._pairs_left)

@@ -5,44 +5,83 @@ named for humans. Declarative, so that applying twice is harmless and replica co
 `serve.run` would restart every replica.
 """
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from pipelines.teacher.contract import ScoreContract
 from services.errors import RayUnavailable, TeacherPoolError
+from services.settings import Settings
 from services.store import Teacher
+from services.teacher_pool.messages import DEPLOYMENT_NAME
 
-__all__ = ["ServeControl", "application_name", "render"]
+__all__ = ["PoolSettings", "ServeControl", "application_name", "render"]
 
 _IMPORT_PATH = "services.teacher_pool.replica:app"
+_ROUTER = "services.teacher_pool.routing:ShortestQueue"
+_MOST_CALLS = 64
+"""In one replica: those of several jobs, which take turns there, and of people, who go first. Jobs bound their own."""
 _APPLICATIONS = "/api/serve/applications/"
 
 
-def application_name(contract_fingerprint: str) -> str:
-    """The Serve application of the teacher with that contract: jobs with one contract share one pool."""
-    return f"teacher-{contract_fingerprint[:12]}"
+def application_name(contract: ScoreContract) -> str:
+    """The Serve application of the teacher with that contract: jobs with one contract share one pool.
+
+    The last part of the model's id, for people, and the start of the contract's fingerprint, for uniqueness.
+    """
+    model = re.sub(r"[^a-z0-9]+", "-", contract.model_id.rstrip("/").rsplit("/", 1)[-1].lower()).strip("-")
+    return f"{model[:40].strip('-') or 'teacher'}-{contract.fingerprint[:8]}"
 
 
-def render(teachers: Sequence[Teacher]) -> dict[str, Any]:
-    """The multi-application Serve config of `teachers`. A pure function: equal teachers give an equal config."""
+@dataclass(frozen=True, kw_only=True)
+class PoolSettings:
+    """What all pools of a cluster share."""
+
+    proxy_host: str
+    proxy_port: int
+    hang_after_s: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> "PoolSettings":
+        """Those of the operator."""
+        port = httpx.URL(settings.serve_url).port or 80
+        return cls(proxy_host=settings.serve_host, proxy_port=port, hang_after_s=settings.hang_after_s)
+
+
+def render(teachers: Sequence[Teacher], pools: PoolSettings) -> dict[str, Any]:
+    """The multi-application Serve config of `teachers`. A pure function: equal teachers give an equal config.
+
+    A pool of no replicas is no application: Serve knows no deployment with none.
+    """
     return {
-        "proxy_location": "Disabled",
-        "applications": [_application(teacher) for teacher in sorted(teachers, key=lambda teacher: teacher.name)],
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": pools.proxy_host, "port": pools.proxy_port},
+        "applications": [
+            _application(teacher, pools)
+            for teacher in sorted(teachers, key=lambda teacher: teacher.name)
+            if teacher.replicas
+        ],
     }
 
 
-def _application(teacher: Teacher) -> dict[str, Any]:
+def _application(teacher: Teacher, pools: PoolSettings) -> dict[str, Any]:
     return {
         "name": teacher.name,
-        "route_prefix": None,
+        "route_prefix": f"/{teacher.name}",
         "import_path": _IMPORT_PATH,
         "deployments": [
             {
-                "name": "TeacherReplica",
+                "name": DEPLOYMENT_NAME,
                 "num_replicas": teacher.replicas,
-                "max_ongoing_requests": 2,
-                "graceful_shutdown_timeout_s": 60,
+                "max_ongoing_requests": _MOST_CALLS,
+                "request_router_config": {"request_router_class": _ROUTER},
+                "health_check_period_s": 5,
+                "health_check_timeout_s": 30,
+                # Longer than any call that is not hung: a replica that has to go finishes what it has begun.
+                "graceful_shutdown_timeout_s": pools.hang_after_s + 30,
                 "ray_actor_options": {
                     "num_cpus": teacher.cpus_per_replica,
                     "num_gpus": teacher.gpus_per_replica,
@@ -55,6 +94,7 @@ def _application(teacher: Teacher) -> dict[str, Any]:
                     "num_cpus": teacher.cpus_per_replica,
                     "num_gpus": teacher.gpus_per_replica,
                     "weights_version": teacher.weights_version,
+                    "hang_after_s": pools.hang_after_s,
                 },
             }
         ],
@@ -64,11 +104,19 @@ def _application(teacher: Teacher) -> dict[str, Any]:
 class ServeControl:
     """Applies desired teachers to one Ray cluster, over HTTP only. The cluster's Serve belongs to dualdistill."""
 
-    def __init__(self, dashboard_url: str, token: str | None, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        dashboard_url: str,
+        token: str | None,
+        pools: PoolSettings,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx.Client(
             base_url=dashboard_url, headers=headers, timeout=30, transport=transport, trust_env=False
         )
+        self._pools = pools
         self._applied: dict[str, Any] | None = None
 
     def apply(self, teachers: Sequence[Teacher]) -> bool:
@@ -78,7 +126,7 @@ class ServeControl:
             RayUnavailable: the dashboard does not answer.
             TeacherPoolError: Serve refuses the config.
         """
-        wanted = render(teachers)
+        wanted = render(teachers, self._pools)
         names = {application["name"] for application in wanted["applications"]}
         running = self._running()
         if (self._applied == wanted and names <= running) or (not names and not running):

@@ -1,65 +1,190 @@
 """One replica of a teacher: a `TeacherEngine` behind Ray Serve.
 
-Enters: pairs, one call at a time through the engine (a second call may wait, so that the next batch is already here).
-Leaves: raw logits and the fingerprint of the contract they were made under. Which teacher to be comes as `user_config`,
-so that new weights can be loaded in place, without a new process.
+Enters: batch calls of jobs as token ids, over a handle; a person's query and documents as text, over HTTP. Leaves: raw
+logits, with the fingerprint of the contract and the version of the weights that made them. Jobs take turns, people go
+first. Which teacher to be comes as `user_config`, so that new weights are loaded in place, without a new process.
 """
 
 import asyncio
+import hmac
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import use_threads
+from pipelines.errors import PipelineError
 from pipelines.pretrained import quiet_loading
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.engine import TeacherEngine, load_engine
+from pipelines.teacher.engine import ScoredPairs, TeacherEngine, load_engine
+from services.settings import ray_token
+from services.teacher_pool.messages import DEPLOYMENT_NAME, ScoreReply
+from services.teacher_pool.metrics import ReplicaMetrics
+from services.teacher_pool.turns import Turns
 
-__all__ = ["DEPLOYMENT_NAME", "app"]
+__all__ = ["TeacherReplica", "app"]
 
-DEPLOYMENT_NAME = "TeacherReplica"
+_MOST_PEOPLE = 16
+"""Interactive calls at work in one replica; one more is asked to come back, rather than to wait behind all of them."""
 
 
-@serve.deployment(name=DEPLOYMENT_NAME)
 class TeacherReplica:
     """Scores pairs; configured by the `user_config` of `services.teacher_pool.control.render`."""
 
     def __init__(self) -> None:
         quiet_loading()
-        self._engine: TeacherEngine | None = None
+        self._teacher: _Teacher | None = None
         self._configured: dict[str, Any] = {}
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
+        self._deadlines: dict[object, float] = {}
+        self._metrics = ReplicaMetrics(serve.get_replica_context().app_name)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Become the teacher that `config` describes; calls in progress finish with the old weights."""
-        async with self._turn:
-            if config != self._configured:
-                before = self._engine
-                self._engine = await asyncio.to_thread(
-                    load_engine,
-                    Path(config["model_dir"]),
-                    ScoreContract.from_dict(config["contract"]),
-                    device=torch.device("cuda" if config["num_gpus"] > 0 else "cpu"),
-                    threads=use_threads(config["num_cpus"]),
-                    tokens_per_batch=config["tokens_per_batch"],
-                    calibrations=Path(config["calibrations_dir"]) if config["calibrations_dir"] else None,
-                )
+        async with self._turns.turn("", 0):
+            if not _same_engine(config, self._configured):
+                before = self._teacher
+                self._teacher = _Teacher(await asyncio.to_thread(_load, config), config["weights_version"])
                 if before is not None:
-                    before.close()
-                self._configured = config
+                    before.retire()
+                self._metrics.weights(config["weights_version"])
+            self._configured = config
 
-    async def score(self, pairs: TokenPairs) -> tuple[str, npt.NDArray[np.float32]]:
-        """(contract fingerprint, raw fp32 logits [n]) of tokenised pairs."""
-        async with self._turn:
-            if self._engine is None:
-                raise RuntimeError("the replica was asked to score before it was configured")
-            logits = await asyncio.to_thread(self._engine.score_pairs, pairs)
-            return self._engine.contract.fingerprint, logits
+    def check_health(self) -> None:
+        """Serve asks regularly, and replaces a replica that raises: here one whose engine never comes back.
+
+        Raises:
+            RuntimeError: a call has been in the engine for longer than `hang_after_s`.
+        """
+        now = time.monotonic()
+        if hung := [now - deadline for deadline in self._deadlines.values() if deadline < now]:
+            raise RuntimeError(f"a call is {max(hung):.0f} s over the time after which it counts as hung")
+
+    async def score(self, pairs: TokenPairs, *, job: str = "") -> ScoreReply:
+        """Raw fp32 logits of tokenised pairs, when it is the turn of `job`."""
+        waiting = self._turns.turn(job, int(pairs.lengths.sum()))
+        self._metrics.queued(job, self._turns.depth + 1)
+        async with waiting:
+            self._metrics.queued(job, self._turns.depth)
+            with self._watched(), self._ready().in_use() as teacher:
+                pause = self._turns.pause_for_people
+                scored = await asyncio.to_thread(teacher.engine.measure_pairs, pairs, before_batch=pause)
+        self._note(job, pairs, scored, teacher.engine)
+        return ScoreReply(
+            teacher.engine.contract.fingerprint,
+            teacher.weights_version,
+            scored.logits,
+            num_tokens=scored.num_tokens,
+            seconds=scored.seconds,
+        )
+
+    async def __call__(self, request: Request) -> Response:
+        """`{"query", "documents"}` in, `{"logits", "weights_version", "contract"}` out; for the gateway alone."""
+        token = ray_token() or ""
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if not token or not hmac.compare_digest(given.encode(), token.encode()):
+            return JSONResponse({"error": "the cluster's token is missing or wrong"}, 401)
+        if self._turns.people >= _MOST_PEOPLE:
+            return JSONResponse({"error": "the teacher is busy"}, 429, {"retry-after": "1"})
+        body = await request.json()
+        documents = body["documents"]
+        try:
+            with self._turns.person(), self._watched(), self._ready().in_use() as teacher:
+                logits = await asyncio.to_thread(teacher.engine.score, [body["query"]] * len(documents), documents)
+        except PipelineError as error:
+            return JSONResponse({"error": str(error), "reason": error.reason}, 422)
+        return JSONResponse(
+            {
+                "logits": logits.tolist(),
+                "weights_version": teacher.weights_version,
+                "contract": teacher.engine.contract.fingerprint,
+            }
+        )
+
+    def _ready(self) -> "_Teacher":
+        if self._teacher is None:
+            raise RuntimeError("the replica was asked to score before it was configured")
+        return self._teacher
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        call = object()
+        self._deadlines[call] = time.monotonic() + self._configured["hang_after_s"]
+        try:
+            yield
+        finally:
+            del self._deadlines[call]
+
+    def _note(self, job: str, pairs: TokenPairs, scored: ScoredPairs, engine: TeacherEngine) -> None:
+        if not len(pairs):
+            return
+        self._metrics.scored(
+            job,
+            pairs=len(pairs),
+            tokens=scored.num_tokens,
+            seconds=scored.seconds,
+            fill=min(1.0, scored.num_slots / (scored.num_batches * engine.tokens_per_batch)),
+            waste=1 - scored.num_tokens / scored.num_slots,
+            tie_rate=_tie_rate(pairs, scored),
+        )
 
 
-app = TeacherReplica.bind()  # type: ignore[attr-defined] # the decorator makes it a Deployment
+class _Teacher:
+    """An engine and the version of its weights; closed once it is retired and the last call has left it."""
+
+    def __init__(self, engine: TeacherEngine, weights_version: int) -> None:
+        self.engine = engine
+        self.weights_version = weights_version
+        self._users = 0
+        self._retired = False
+
+    @contextmanager
+    def in_use(self) -> Iterator["_Teacher"]:
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            self._close_if_over()
+
+    def retire(self) -> None:
+        self._retired = True
+        self._close_if_over()
+
+    def _close_if_over(self) -> None:
+        if self._retired and not self._users:
+            self.engine.close()
+
+
+def _load(config: dict[str, Any]) -> TeacherEngine:
+    return load_engine(
+        Path(config["model_dir"]),
+        ScoreContract.from_dict(config["contract"]),
+        device=torch.device("cuda" if config["num_gpus"] > 0 else "cpu"),
+        threads=use_threads(config["num_cpus"]),
+        tokens_per_batch=config["tokens_per_batch"],
+        calibrations=Path(config["calibrations_dir"]) if config["calibrations_dir"] else None,
+    )
+
+
+def _same_engine(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two configurations differ in nothing that an engine is made of."""
+    return {**one, "hang_after_s": 0} == {**other, "hang_after_s": 0}
+
+
+def _tie_rate(pairs: TokenPairs, scored: ScoredPairs) -> float:
+    """Share of pairs whose logit another pair of the same query has too: what a dtype that is too coarse does."""
+    order = np.lexsort((scored.logits, pairs.query))
+    query, logits = pairs.query[order], scored.logits[order]
+    return float(np.mean(np.concatenate([[False], (query[1:] == query[:-1]) & (logits[1:] == logits[:-1])])))
+
+
+app = serve.deployment(TeacherReplica, name=DEPLOYMENT_NAME).bind()

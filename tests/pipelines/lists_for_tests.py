@@ -12,7 +12,7 @@ from pipelines.corpus.dataset import Dataset
 from pipelines.corpus.tokens import TokenPairs
 from pipelines.ranked.schema import rank_candidates
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.scorer import ScoreRequest
+from pipelines.teacher.scorer import ScoreAnswer, ScoreRequest
 
 CONTRACT = ScoreContract(model_id="fake", revision=None, weights_hash="0" * 64, max_length=48, dtype="fp32")
 
@@ -53,11 +53,13 @@ class CountingScorer:
     def arrange(self, requests: list[ScoreRequest]) -> list[ScoreRequest]:
         return requests
 
-    def score_all(self, requests: Iterable[ScoreRequest]) -> Iterator[tuple[int, np.ndarray]]:
+    def score_all(self, requests: Iterable[ScoreRequest], *, expected_pairs: int) -> Iterator[ScoreAnswer]:
+        assert expected_pairs >= 0
         for request in self.arrange([replace(request) for request in requests]):
             texts = texts_of(request.pairs)
             self.pairs += texts
-            yield request.key, np.array([hash_score(*pair) for pair in texts], dtype=np.float32)
+            logits = np.array([hash_score(*pair) for pair in texts], dtype=np.float32)
+            yield ScoreAnswer(request.key, logits, weights_version=self.weights_version)
 
 
 class TextPairs:

@@ -20,7 +20,7 @@ from pipelines.job_context import JobContext, TeacherHost
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import load_engine
-from pipelines.teacher.scorer import InProcessHost, InProcessScorer, PairScorer, ScoreRequest
+from pipelines.teacher.scorer import InProcessHost, InProcessScorer, PairScorer, ScoreAnswer, ScoreRequest
 
 Answers = Iterator[tuple[int, np.ndarray]]
 
@@ -46,8 +46,10 @@ class ScriptedHost:
             return engine.score_pairs(request.pairs)
 
         class Scripted(InProcessScorer):
-            def score_all(self, requests: Iterable[ScoreRequest]) -> Answers:
-                yield from outer.script(requests, score)
+            def score_all(self, requests: Iterable[ScoreRequest], *, expected_pairs: int) -> Iterator[ScoreAnswer]:
+                assert expected_pairs >= 0
+                for key, logits in outer.script(requests, score):
+                    yield ScoreAnswer(key, logits, weights_version=0)
 
         yield Scripted(contract, lambda: engine)
 

@@ -167,10 +167,10 @@ def test_the_in_process_host_scores_requests_in_order_and_lazily(teacher_folder:
     with InProcessHost(tokens_per_batch=64).host(teacher_folder, contract(teacher_folder)) as scorer:
         assert scorer.contract == contract(teacher_folder)
         assert scorer.weights_version == 0
-        results = scorer.score_all(requests())
-        key, logits = next(results)
-        assert (key, logits.shape, taken) == (0, (1,), [0])
-        assert [key for key, _ in results] == [1, 2]
+        results = scorer.score_all(requests(), expected_pairs=3)
+        first = next(results)
+        assert (first.key, first.logits.shape, taken) == (0, (1,), [0])
+        assert [answer.key for answer in results] == [1, 2]
 
 
 def test_a_fingerprint_is_the_teachers_and_not_the_folders(teacher_folder: Path, tmp_path: Path) -> None:

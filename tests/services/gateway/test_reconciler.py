@@ -234,9 +234,8 @@ def test_a_lost_driver_is_replaced_and_finally_given_up(reconciler, ray, store, 
 
 def test_a_replacement_starts_in_the_same_tick(reconciler, ray, store, job_id):
     """Between two drivers the job still names its teacher, and waits as short as possible."""
-    store.put_teacher(Teacher(name="t", model_dir="d", contract={}))
     reconciler.tick()
-    DriverSession(store, job_id, 1).set_teacher("t")
+    DriverSession(store, job_id, 1).use_teacher(Teacher(name="t", model_dir="d", contract={}))
     ray.end(f"{job_id}-1", "FAILED", "killed")
     reconciler.tick()
     assert ray.running() == [f"{job_id}-2"]

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from services.errors import ServiceError, StaleDriver, StateConflict
-from services.store import DriverSession, Store
+from services.store import DriverSession, Store, Teacher
 
 EVERY_WRITE = {
     "start": lambda driver: driver.start(),
@@ -17,7 +17,9 @@ EVERY_WRITE = {
     "set_phase": lambda driver: driver.set_phase("training"),
     "set_progress": lambda driver: driver.set_progress({"step": 99}),
     "event": lambda driver: driver.event("note", "hello"),
-    "set_teacher": lambda driver: driver.set_teacher("t"),
+    "use_teacher": lambda driver: driver.use_teacher(Teacher(name="t", model_dir="d", contract={})),
+    "report_demand": lambda driver: driver.report_demand(backlog_tokens=1, tokens_per_second=None, deadline_at=None),
+    "publish_weights": lambda driver: driver.publish_weights(model_dir="d", contract={}, weights_version=1),
     "succeed": lambda driver: driver.succeed({"ndcg": 1.0}),
     "fail": lambda driver: driver.fail("invalid_dataset", "no"),
     "mark_cancelled": lambda driver: driver.mark_cancelled(),
@@ -136,9 +138,11 @@ def test_phases_close_one_another(store, started, clock):
     assert spans == [("provisioning", 5), ("scoring", 7)]
 
 
-def test_a_teacher_must_exist_before_it_is_named(started):
-    with pytest.raises(ServiceError, match="put_teacher comes before"):
-        started[1].set_teacher("nobody")
+def test_a_teacher_is_named_before_anything_is_wanted_of_it(started):
+    with pytest.raises(ServiceError, match="use_teacher comes first"):
+        started[1].report_demand(backlog_tokens=1, tokens_per_second=None, deadline_at=None)
+    with pytest.raises(ServiceError, match="use_teacher comes first"):
+        started[1].publish_weights(model_dir="d", contract={}, weights_version=1)
 
 
 def test_nan_progress_is_refused(store, started):
@@ -182,7 +186,7 @@ def test_a_short_outage_of_the_database_is_waited_out(store, started, monkeypatc
 
 _WRITER = """
 import sys
-from services.store import DriverSession, Store
+from services.store import DriverSession, Store, Teacher
 url, job_id, who = sys.argv[1:]
 store = Store(url)
 for n in range(40):

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from services.errors import JobNotFound, StateConflict
-from services.store import DriverSession, Store, Teacher
+from services.store import DriverSession, Store
 
 
 def test_a_created_job_is_there_for_another_process(store, new_job, database_url):
@@ -97,23 +97,3 @@ def test_a_running_job_is_cancelling_until_its_driver_stops(store, new_job, reco
     assert driver.cancel_requested()
     assert driver.mark_cancelled() == "cancelled"
     assert store.get_job(job.id).phase is None
-
-
-def test_teachers_live_as_long_as_an_unfinished_job_names_them(store, new_job, reconciler):
-    """Including the moment between a lost driver and the next one: the pool must not be torn down then."""
-    job = new_job()
-    token = reconciler.claim_for_start(job.id, 10)
-    teacher = Teacher(name="t", model_dir="teachers/t", contract={"max_length": 128})
-    store.put_teacher(teacher)
-    assert store.teachers_in_use() == []
-    DriverSession(store, job.id, token).set_teacher("t")
-    assert store.teachers_in_use() == [teacher]
-    assert reconciler.requeue(job.id, token, "gone")
-    assert store.teachers_in_use() == [teacher]
-    token = reconciler.claim_for_start(job.id, 10)
-    newer = Teacher(name="t", model_dir="teachers/t", contract={"max_length": 128}, weights_version=1)
-    store.put_teacher(newer)
-    assert store.teachers_in_use() == [newer] == [store.get_teacher("t")]
-    DriverSession(store, job.id, token).succeed({})
-    assert store.teachers_in_use() == []
-    assert store.get_teacher("nobody") is None
