@@ -83,7 +83,7 @@ def _cut(pairs: TokenPairs) -> list[Rows]:
     tokens = np.cumsum(pairs.lengths)
     pieces = max(-(-len(pairs) // MOST_PAIRS), -(-int(tokens[-1]) // MOST_TOKENS))
     pieces = max(1, min(pieces, len(pairs) // LEAST_PAIRS))
-    cuts = np.searchsorted(tokens, tokens[-1] * np.arange(1, pieces) / pieces)
+    cuts = 1 + np.searchsorted(tokens, tokens[-1] * np.arange(1, pieces) / pieces)
     found = [rows for rows in np.split(np.arange(len(pairs)), cuts) if len(rows)]
     return [part for rows in found for part in np.array_split(rows, -(-len(rows) // MOST_PAIRS))]
 

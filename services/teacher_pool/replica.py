@@ -37,15 +37,19 @@ _MOST_PEOPLE = 16
 
 
 class TeacherReplica:
-    """Scores pairs; configured by the `user_config` of `services.teacher_pool.control.render`."""
+    """Scores pairs; configured by the `user_config` of `services.teacher_pool.control.render`.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the teacher, in metrics; None inside Serve, where the application has it.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
         quiet_loading()
         self._teacher: _Teacher | None = None
         self._configured: dict[str, Any] = {}
         self._turns = Turns()
         self._deadlines: dict[object, float] = {}
-        self._metrics = ReplicaMetrics(serve.get_replica_context().app_name)
+        self._metrics = ReplicaMetrics(name or serve.get_replica_context().app_name)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Become the teacher that `config` describes; calls in progress finish with the old weights."""
@@ -74,7 +78,7 @@ class TeacherReplica:
         self._metrics.queued(job, self._turns.depth + 1)
         async with waiting:
             self._metrics.queued(job, self._turns.depth)
-            with self._watched(), self._ready().in_use() as teacher:
+            with self._ready().in_use() as teacher, self._watched():
                 pause = self._turns.pause_for_people
                 scored = await asyncio.to_thread(teacher.engine.measure_pairs, pairs, before_batch=pause)
         self._note(job, pairs, scored, teacher.engine)
@@ -97,7 +101,7 @@ class TeacherReplica:
         body = await request.json()
         documents = body["documents"]
         try:
-            with self._turns.person(), self._watched(), self._ready().in_use() as teacher:
+            with self._turns.person(), self._ready().in_use() as teacher, self._watched():
                 logits = await asyncio.to_thread(teacher.engine.score, [body["query"]] * len(documents), documents)
         except PipelineError as error:
             return JSONResponse({"error": str(error), "reason": error.reason}, 422)
