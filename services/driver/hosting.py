@@ -69,7 +69,7 @@ class PoolHost:
             weights_version=0,
             job=self._job_id,
             connect=lambda: self._pool(folder, contract),
-            deadline_s=2 * self._hang_after_s + 60,
+            deadline_s=6 * self._hang_after_s,
             report=self._report,
         )
 
@@ -95,13 +95,14 @@ class PoolHost:
             self._deadline_at = self._clock() + 60 * auto.finish_within_minutes
         asked = f"asked for {self._spec.replicas} replicas of {name}"
         self._journal.event("teacher_pool.requested", asked, teacher=name)
-        running = wait_until_running(
-            name,
-            check=self._journal.check_cancelled,
-            still_waiting=lambda why: self._journal.event("teacher_pool.waiting", f"waiting for {name}: {why}"),
-        )
+        check = self._journal.check_cancelled
+
+        def still_waiting(why: str) -> None:
+            self._journal.event("teacher_pool.waiting", f"waiting for {name}: {why}")
+
+        running = wait_until_running(name, check=check, still_waiting=still_waiting)
         self._journal.event("teacher_pool.ready", f"{name}: {running} replicas are up", teacher=name, running=running)
-        return connect_pool(name)
+        return connect_pool(name, check=check, still_waiting=still_waiting)
 
     def _report(self, backlog_tokens: int, tokens_per_second: float | None) -> None:
         self._session.report_demand(

@@ -71,6 +71,7 @@ class Attempts:
 
     Args:
         handle: of the pool.
+        ready: waits until the pool has a replica; asked before each call.
         job: the job's id, for fair turns and metrics.
         accepts: the fingerprint that scores of a weights version must carry; None for a version nobody published.
         deadline_s: of one call; above the time after which a replica counts as hung.
@@ -82,6 +83,7 @@ class Attempts:
         self,
         handle: "DeploymentHandle",
         *,
+        ready: Callable[[], None],
         job: str,
         accepts: Callable[[int], str | None],
         deadline_s: float,
@@ -89,6 +91,7 @@ class Attempts:
         breaker: CircuitBreaker,
     ) -> None:
         self._handle = handle
+        self._ready = ready
         self._job = job
         self._accepts = accepts
         self._deadline_s = deadline_s
@@ -172,6 +175,7 @@ class Attempts:
 
     def _call(self, pairs: TokenPairs) -> ScoreReply:
         self._breaker.wait()
+        self._ready()
         if self._stopped:
             raise Cancelled("the call was not made: the job stops")
         response = self._handle.score.remote(pairs, job=self._job)

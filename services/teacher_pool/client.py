@@ -7,6 +7,7 @@ given less, and one that comes or goes changes nothing but the speed.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Pool:
     handle: "DeploymentHandle"
     replicas: Callable[[], int]
     """How many of them run now; cheap to ask."""
+    wait: Callable[[], None] = lambda: None
+    """Returns when one runs, at once if one does; a pool that fell asleep takes as long to come back as it takes."""
 
 
 class PoolScorer:
@@ -80,6 +83,8 @@ class PoolScorer:
         self._metrics: ClientMetrics | None = None
         self._refused: Exception | None = None
         self._scored_tokens = self._scored_seconds = 0.0
+        self.retried: Counter[str] = Counter()
+        """Calls that were repeated, by the kind of error."""
 
     @property
     def contract(self) -> ScoreContract:
@@ -156,6 +161,11 @@ class PoolScorer:
         self._report(backlog_tokens, speed)
         self._metrics.state(backlog_tokens=backlog_tokens, in_flight=in_flight)
 
+    def _note_retry(self, cause: BaseException) -> None:
+        self.retried[type(cause).__name__] += 1
+        if self._metrics:
+            self._metrics.retried(cause)
+
     def _connected(self) -> Attempts:
         with self._connecting:
             if self._refused is not None:
@@ -169,10 +179,11 @@ class PoolScorer:
                 self._metrics = ClientMetrics(self._pool.name, self._job)
                 self._attempts = Attempts(
                     self._pool.handle,
+                    ready=self._pool.wait,
                     job=self._job,
                     accepts=self._published.get,
                     deadline_s=self._deadline_s,
-                    on_retry=self._metrics.retried,
+                    on_retry=self._note_retry,
                     breaker=CircuitBreaker(),
                 )
             return self._attempts

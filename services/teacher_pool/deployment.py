@@ -27,10 +27,16 @@ _LOOK_EVERY_S = 2.0
 _log = logging.getLogger(__name__)
 
 
-def connect_pool(name: str) -> Pool:
-    """The pool of the application `name`, wherever in the cluster its replicas are."""
+def connect_pool(name: str, *, check: Callable[[], None], still_waiting: Callable[[str], None]) -> Pool:
+    """The pool of the application `name`; the other arguments are those of `wait_until_running`."""
     handle: DeploymentHandle = serve.get_deployment_handle(DEPLOYMENT_NAME, app_name=name)
-    return Pool(name=name, handle=handle, replicas=_Replicas(name))
+    replicas = _Replicas(name)
+
+    def wait() -> None:
+        if not replicas():
+            wait_until_running(name, check=check, still_waiting=still_waiting)
+
+    return Pool(name=name, handle=handle, replicas=replicas, wait=wait)
 
 
 def wait_until_running(name: str, *, check: Callable[[], None], still_waiting: Callable[[str], None]) -> int:
@@ -50,7 +56,10 @@ def wait_until_running(name: str, *, check: Callable[[], None], still_waiting: C
     next_word = time.monotonic() + _WORD_EVERY_S
     while True:
         check()
-        running, failed, message = _look(name)
+        try:
+            running, failed, message = _look(name)
+        except (RayError, RayServeException) as error:
+            running, failed, message = 0, False, f"Serve's controller does not answer: {error}"
         if running:
             return running
         if failed:

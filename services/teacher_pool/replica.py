@@ -7,8 +7,9 @@ first. Which teacher to be comes as `user_config`, so that new weights are loade
 
 import asyncio
 import hmac
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class TeacherReplica:
         self._teacher: _Teacher | None = None
         self._configured: dict[str, Any] = {}
         self._turns = Turns()
-        self._deadlines: dict[object, float] = {}
+        self._alive: dict[object, float] = {}
+        """When each call that is in the engine began its last batch."""
         self._metrics = ReplicaMetrics(name or serve.get_replica_context().app_name)
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
@@ -66,11 +68,12 @@ class TeacherReplica:
         """Serve asks regularly, and replaces a replica that raises: here one whose engine never comes back.
 
         Raises:
-            RuntimeError: a call has been in the engine for longer than `hang_after_s`.
+            RuntimeError: a call has begun no batch, and not ended, for `hang_after_s`.
         """
-        now = time.monotonic()
-        if hung := [now - deadline for deadline in self._deadlines.values() if deadline < now]:
-            raise RuntimeError(f"a call is {max(hung):.0f} s over the time after which it counts as hung")
+        hang_after_s = self._configured.get("hang_after_s", math.inf)
+        quiet = time.monotonic() - min(self._alive.values(), default=math.inf)
+        if quiet > hang_after_s:
+            raise RuntimeError(f"a call has made no progress for {quiet:.0f} s, it counts as hung after {hang_after_s}")
 
     async def score(self, pairs: TokenPairs, *, job: str = "") -> ScoreReply:
         """Raw fp32 logits of tokenised pairs, when it is the turn of `job`."""
@@ -78,9 +81,8 @@ class TeacherReplica:
         self._metrics.queued(job, self._turns.depth + 1)
         async with waiting:
             self._metrics.queued(job, self._turns.depth)
-            with self._ready().in_use() as teacher, self._watched():
-                pause = self._turns.pause_for_people
-                scored = await asyncio.to_thread(teacher.engine.measure_pairs, pairs, before_batch=pause)
+            with self._ready().in_use() as teacher, self._watched() as still_alive:
+                scored = await asyncio.to_thread(self._measure, teacher.engine, pairs, still_alive)
         self._note(job, pairs, scored, teacher.engine)
         return ScoreReply(
             teacher.engine.contract.fingerprint,
@@ -113,19 +115,30 @@ class TeacherReplica:
             }
         )
 
+    def _measure(self, engine: TeacherEngine, pairs: TokenPairs, still_alive: Callable[[], None]) -> ScoredPairs:
+        def before_batch() -> None:
+            self._turns.pause_for_people()
+            still_alive()
+
+        return engine.measure_pairs(pairs, before_batch=before_batch)
+
     def _ready(self) -> "_Teacher":
         if self._teacher is None:
             raise RuntimeError("the replica was asked to score before it was configured")
         return self._teacher
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self) -> Iterator[Callable[[], None]]:
         call = object()
-        self._deadlines[call] = time.monotonic() + self._configured["hang_after_s"]
+
+        def still_alive() -> None:
+            self._alive[call] = time.monotonic()
+
+        still_alive()
         try:
-            yield
+            yield still_alive
         finally:
-            del self._deadlines[call]
+            del self._alive[call]
 
     def _note(self, job: str, pairs: TokenPairs, scored: ScoredPairs, engine: TeacherEngine) -> None:
         if not len(pairs):

@@ -45,7 +45,7 @@ class Reply:
         self._reply = reply
 
     def result(self, timeout_s: float) -> ScoreReply:
-        assert timeout_s > 2 * HANG_AFTER_S
+        assert timeout_s > 2 * HANG_AFTER_S, "a hung replica is replaced first"
         return self._reply
 
 

@@ -41,6 +41,7 @@ def no_waiting() -> Iterator[None]:
 
 def attempts(handle: Handle, *, retried: list[BaseException] | None = None, **fields: Any) -> Attempts:
     defaults: dict[str, Any] = {
+        "ready": lambda: None,
         "job": "job-1",
         "accepts": {VERSION: CONTRACT.fingerprint}.get,
         "deadline_s": 600.0,

@@ -274,13 +274,34 @@ def test_a_call_that_never_ends_makes_the_replica_unhealthy(teacher: Path) -> No
         replica._teacher.engine.measure_pairs = lambda *a, **k: (release.wait(30), measure(*a, **k))[1]
         call = asyncio.create_task(replica.score(pairs(replica)))
         await asyncio.sleep(0.1)
-        with pytest.raises(RuntimeError, match="counts as hung"):
+        with pytest.raises(RuntimeError, match=r"no progress for 0 s, it counts as hung after 0\.05"):
             replica.check_health()
         release.set()
         await call
         replica.check_health()
 
     asyncio.run(look())
+
+
+def test_a_long_call_is_healthy_as_long_as_it_gets_on(teacher: Path) -> None:
+    """A large model on a CPU takes minutes for a call: that is slow, not hung."""
+
+    async def look() -> int:
+        replica = new_replica()
+        await replica.reconfigure(user_config(teacher, tokens_per_batch=1, hang_after_s=0.2))
+        engine = replica._teacher.engine
+        many = engine.encoder.tokenize(QUERIES[:1] * 40, [f"blood cause {number}" for number in range(40)])
+        start = engine._memory.start
+        engine._stages._forward = lambda batch: (time.sleep(0.02), start(batch))[1]
+        call, looks = asyncio.create_task(replica.score(many)), 0
+        while not call.done():
+            replica.check_health()
+            looks += 1
+            await asyncio.sleep(0.02)
+        await call
+        return looks
+
+    assert asyncio.run(look()) > 20, "it took much longer than what counts as hung"
 
 
 def test_a_broken_logit_is_the_caller_s_to_judge(tmp_path: Path) -> None:
