@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import stamina
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from services.errors import ServiceError, StaleDriver, StateConflict
 from services.store.models import DemandRow, JobRow, TeacherRow
 from services.store.records import Job, Teacher
-from services.store.statuses import ACTIVE
+from services.store.statuses import ACTIVE, TERMINAL
 from services.store.store import Store, job_record
 from services.store.teacher_table import join_teacher
 from services.store.transitions import add_event, enter_phase, lock_job, set_status
@@ -127,12 +128,15 @@ class DriverSession:
         """Give the job's teacher new weights; its replicas load them in place.
 
         Raises:
-            StateConflict: the version is not the next one (or the one that was published last, which may be repeated).
+            StateConflict: others use this pool, or the version is not the next one (or the one that was published last,
+                which may be repeated).
         """
         with self._owned() as (session, row):
             if row.teacher_name is None:
                 raise ServiceError(f"job {row.id} has no teacher to give weights to: use_teacher comes first")
             teacher = session.get_one(TeacherRow, row.teacher_name, with_for_update=True)
+            if teacher.pinned or _others_use(session, row):
+                raise StateConflict(f"{teacher.name} is not this job's alone; others rely on the weights it has")
             if weights_version not in {teacher.weights_version, teacher.weights_version + 1}:
                 raise StateConflict(
                     f"{teacher.name} has weights version {teacher.weights_version}, {weights_version} is not next"
@@ -210,3 +214,11 @@ class DriverSession:
     def _stale(self, row: JobRow | None) -> StaleDriver:
         found = "is gone" if row is None else f"is {row.status} under token {row.fencing_token}"
         return StaleDriver(f"job {self._job_id} {found}; this driver holds token {self._token} and must stop")
+
+
+def _others_use(session: Session, job: JobRow) -> bool:
+    """Whether another unfinished job names the teacher of `job`."""
+    others = select(JobRow.id).where(
+        JobRow.teacher_name == job.teacher_name, JobRow.id != job.id, JobRow.status.not_in(TERMINAL)
+    )
+    return session.scalars(others.limit(1)).first() is not None

@@ -69,7 +69,13 @@ class PoolCluster:
                 time.sleep(0.5)
         if wait:
             for teacher in teachers:
-                self.until(lambda teacher=teacher: len(self.replicas(teacher.name)) == teacher.replicas)
+                self.until(lambda teacher=teacher: self.is_up(teacher))
+
+    def is_up(self, teacher: Teacher) -> bool:
+        """Every replica runs, with the configuration that was asked for last."""
+        application = serve.status().applications.get(teacher.name)
+        running = application is not None and application.status == "RUNNING"
+        return running and len(self.replicas(teacher.name)) == teacher.replicas
 
     def replicas(self, name: str) -> dict[int, str]:
         """Process -> node of the running replicas."""
