@@ -85,7 +85,13 @@ def _from_hub(model_id: str, revision: str | None) -> Path:
 def _check_folder(folder: Path, model_id: str) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"model {model_id!r}: {folder.name}/config.json is missing")
-    if remote := model_config(folder).get("auto_map"):
+    try:
+        config = model_config(folder)
+    except ValueError as error:
+        raise ModelError(f"model {model_id!r}: {folder.name}/config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"model {model_id!r}: {folder.name}/config.json holds no mapping")
+    if remote := config.get("auto_map"):
         raise ModelError(
             f"model {model_id!r}: config.json has auto_map {remote}: it asks for trust_remote_code, and code that "
             "comes with a model is never run; remove auto_map if transformers' own class is the right one"

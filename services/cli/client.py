@@ -1,11 +1,14 @@
 """GatewayClient: the REST API as the command line needs it.
 
-Enters: specs and job ids. Leaves: plain JSON. A refusal becomes a `RequestRefused` that names fields.
+Enters: specs, ids of jobs, names of teachers. Leaves: plain JSON. A refusal becomes a `RequestRefused` that names
+fields.
 """
 
 from collections.abc import Iterator
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -14,6 +17,10 @@ from services.errors import ServiceError
 __all__ = ["GatewayClient", "RequestRefused"]
 
 _JOBS = "/v1/distillation/jobs"
+_TEACHERS = "/v1/teachers"
+_READING_A_MODEL_S = 1800.0
+"""The gateway may have to download a teacher's model before it answers."""
+_RERANKING_S = 90.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -68,11 +75,45 @@ class GatewayClient:
                 return
             after = page["data"][-1]["id"]
 
+    def teachers(self) -> list[dict[str, Any]]:
+        """All teachers, by name."""
+        found: list[dict[str, Any]] = []
+        params: dict[str, Any] = {"limit": 100}
+        while True:
+            page = self._json("GET", _TEACHERS, params=params)
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+            params["after"] = page["last_id"]
+
+    def teacher(self, name: str) -> dict[str, Any]:
+        """One teacher as it is now."""
+        return self._json("GET", _teacher(name))
+
+    def add_teacher(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Pin a teacher; returns it."""
+        return self._json("POST", _TEACHERS, json=body, timeout=_READING_A_MODEL_S)
+
+    def scale_teacher(self, name: str, size: dict[str, Any]) -> dict[str, Any]:
+        """Size a teacher's pool; returns the teacher."""
+        return self._json("PATCH", f"{_teacher(name)}/scale", json=size)
+
+    def remove_teacher(self, name: str) -> None:
+        """Unpin a teacher."""
+        self._json("DELETE", _teacher(name))
+
+    def rerank(self, model: str, query: str, documents: list[str]) -> dict[str, Any]:
+        """Rank documents by a teacher."""
+        body = {"model": model, "query": query, "documents": documents}
+        return self._json("POST", "/v2/rerank", json=body, timeout=_RERANKING_S)
+
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             response = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise ServiceError(f"the gateway at {self._http.base_url} does not answer: {error}") from error
+        if response.status_code == HTTPStatus.NO_CONTENT:
+            return {}
         try:
             body: dict[str, Any] = response.json()
         except ValueError as error:
@@ -83,6 +124,10 @@ class GatewayClient:
             problems = [(_field(item), item["detail"]) for item in body.get("errors", [])]
             raise RequestRefused(response.status_code, body.get("detail", body.get("title", "")), problems)
         return body
+
+
+def _teacher(name: str) -> str:
+    return f"{_TEACHERS}/{quote(name, safe='')}"  # what a user typed must not become another path
 
 
 def _field(item: dict[str, str]) -> str:

@@ -18,7 +18,7 @@ import httpx
 from pipelines.devices import available_cpus
 from services.cli.ray_node import child_of_this_process, free_port, start_ray, stop_process, write_token
 from services.errors import ServiceError
-from services.settings import GATEWAY_PORT, RAY_DASHBOARD_PORT
+from services.settings import GATEWAY_PORT, RAY_DASHBOARD_PORT, SERVE_PORT
 
 __all__ = ["Stack", "local_stack"]
 
@@ -53,15 +53,22 @@ def local_stack(
     token_file = root / "ray_auth_token"
     token = write_token(token_file)
     port, dashboard_port = free_port(port), free_port(dashboard_port)
+    # Serve opens its port with the first teacher, maybe hours from now: until then a stack that runs beside this one
+    # would find it free. Whoever has the default dashboard port has the default one of Serve, too.
+    serve_port = free_port(SERVE_PORT if dashboard_port == RAY_DASHBOARD_PORT else 0)
     env = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": token,
+        # A hung replica cannot be asked to end: Serve must kill one whose health check fails.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # a whole cluster that stops has nowhere to drain to
         "DUALDISTILL_ROOT": str(root),
         "DUALDISTILL_DATABASE_URL": f"sqlite:///{root / 'dualdistill.db'}",
         "DUALDISTILL_DATA_ROOTS": os.pathsep.join(str(folder) for folder in data_roots),
         "DUALDISTILL_RAY_DASHBOARD_URL": f"http://127.0.0.1:{dashboard_port}",
+        "DUALDISTILL_SERVE_URL": f"http://127.0.0.1:{serve_port}",
+        "DUALDISTILL_SERVE_HOST": "127.0.0.1",
         "DUALDISTILL_MAX_RUNNING_JOBS": str(max(1, available_cpus() // 4)),
     }
     # A driver and a pool must fit at the same time, also on one core.

@@ -15,9 +15,12 @@ from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
 
-from services.gateway import artifacts, events, health, jobs, problems
+from services.gateway import artifacts, events, health, jobs, problems, rerank
+from services.gateway import teachers as teachers_api
 from services.gateway.body_limit import BodyLimit
 from services.gateway.context import GatewayContext
+from services.gateway.pool_client import PoolClient
+from services.gateway.pool_states import PoolStates
 from services.gateway.ray_jobs import RayJobs
 from services.gateway.reconciler import Reconciler, TeacherPool
 from services.gateway.request_id import RequestId
@@ -31,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 _TICK_S = 1.0
 _MAX_BODY_BYTES = 1 << 20
+_MAX_TEXTS_BYTES = 16 << 20
+"""Of a request that carries the texts it is about, and no description of a job."""
 
 
 def create_app(
@@ -38,6 +43,8 @@ def create_app(
     *,
     ray: RayJobs | None = None,
     teachers: TeacherPool | None = None,
+    pool_states: PoolStates | None = None,
+    pools: PoolClient | None = None,
     reconcile: bool = True,
     poll_s: float = 0.5,
 ) -> FastAPI:
@@ -45,9 +52,11 @@ def create_app(
     settings = settings or Settings.from_environment()
     store = Store(settings.database_url)
     ray = ray or RayJobs(settings.ray_dashboard_url, settings.ray_token)
-    teachers = teachers or ServeControl(settings.ray_dashboard_url, settings.ray_token, PoolSettings.of(settings))
+    control = teachers or ServeControl(settings.ray_dashboard_url, settings.ray_token, PoolSettings.of(settings))
+    pool_states = pool_states or PoolStates(settings.ray_dashboard_url, settings.ray_token)
+    pools = pools or PoolClient(settings.serve_url, settings.ray_token)
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    reconciler = Reconciler(session=ReconcilerSession(store, owner), ray=ray, teachers=teachers, settings=settings)
+    reconciler = Reconciler(session=ReconcilerSession(store, owner), ray=ray, teachers=control, settings=settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -60,6 +69,8 @@ def create_app(
             stop.set()
             if task is not None:
                 await task
+            await pools.close()
+            pool_states.close()
             ray.close()
             store.close()
 
@@ -70,11 +81,13 @@ def create_app(
         docs_url=None,  # these pages load scripts from a CDN; /openapi.json stays
         redoc_url=None,
     )
-    app.state.context = GatewayContext(settings=settings, store=store, ray=ray, poll_s=poll_s)
-    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES)
+    app.state.context = GatewayContext(
+        settings=settings, store=store, ray=ray, pool_states=pool_states, pools=pools, poll_s=poll_s
+    )
+    app.add_middleware(BodyLimit, max_bytes=_MAX_BODY_BYTES, below=dict.fromkeys(rerank.PATHS, _MAX_TEXTS_BYTES))
     app.add_middleware(RequestId)  # added last, so the outermost: a refused body has an id too
     problems.install(app)
-    for module in (jobs, events, artifacts, health):
+    for module in (jobs, events, artifacts, teachers_api, rerank, health):
         app.include_router(module.router)
     return app
 

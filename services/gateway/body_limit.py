@@ -3,6 +3,7 @@
 Starlette's own limiter answers an announced length with plain text, outside every exception handler.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
@@ -16,21 +17,26 @@ __all__ = ["BodyLimit"]
 
 
 class BodyLimit:
-    """ASGI middleware: a body of more than `max_bytes`, announced or streamed, is answered with 413."""
+    """ASGI middleware: a body of more than `max_bytes`, announced or streamed, is answered with 413.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-        self._detail = f"The request body is larger than {max_bytes} bytes."
+    `below` holds other limits, by the prefix of the path.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, below: Mapping[str, int] | None = None) -> None:
+        self._app, self._max_bytes, self._below = app, max_bytes, dict(below or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on unless it is too large."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limits = (limit for prefix, limit in self._below.items() if scope["path"].startswith(prefix))
+        max_bytes = next(limits, self._max_bytes)
+        detail = f"The request body is larger than {max_bytes} bytes."
         announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self._max_bytes:
+        if announced.isdecimal() and int(announced) > max_bytes:
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-            problem = Problem(status, "request_entity_too_large", self._detail)
+            problem = Problem(status, "request_entity_too_large", detail)
             await answer(Request(scope), problem)(scope, receive, send)
             return
         received = 0
@@ -39,9 +45,9 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            if received > max_bytes:
                 # Raised inside the app, where the exception handlers are.
-                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._detail)
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, detail)
             return message
 
         await self._app(scope, counted, send)

@@ -1,10 +1,12 @@
-"""What every handler needs, made once by `create_app`: settings, the store, the Ray client."""
+"""What every handler needs, made once by `create_app`: settings, the store, the clients of Ray and of the pools."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from services.gateway.pool_client import PoolClient
+from services.gateway.pool_states import PoolStates
 from services.gateway.ray_jobs import RayJobs
 from services.settings import Settings
 from services.store import Store
@@ -19,6 +21,8 @@ class GatewayContext:
     settings: Settings
     store: Store
     ray: RayJobs
+    pool_states: PoolStates
+    pools: PoolClient
     poll_s: float
 
 

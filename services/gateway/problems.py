@@ -7,8 +7,8 @@ understand:
      "instance": "urn:request:<id>", "errors": [{"pointer": "#/spec/rounds", "detail": ...}],
      "error": {"message": ..., "type": "invalid_request_error", "param": "rounds", "code": "invalid_spec"}}
 
-A conflict with a job's state carries `x-should-retry: false`, because the openai client retries every 409
-otherwise. Nothing of an unexpected exception reaches the client: it is in the log, under the request id.
+A conflict with the state of a job or a teacher carries `x-should-retry: false`, because the openai client retries
+every 409 otherwise. Nothing of an unexpected exception reaches the client: it is in the log, under the request id.
 """
 
 import logging
@@ -22,7 +22,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import DBAPIError
 from starlette.exceptions import HTTPException
 
-from services.errors import JobNotFound, StateConflict
+from services.errors import JobNotFound, StateConflict, TeacherNotFound
 from services.gateway.request_id import request_id
 
 __all__ = ["Problem", "answer", "install", "pointer"]
@@ -73,6 +73,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(JobNotFound)
     async def job_not_found(request: Request, error: JobNotFound) -> JSONResponse:
         return answer(request, Problem(HTTPStatus.NOT_FOUND, error.reason, str(error), param="id"))
+
+    @app.exception_handler(TeacherNotFound)
+    async def teacher_not_found(request: Request, error: TeacherNotFound) -> JSONResponse:
+        return answer(request, Problem(HTTPStatus.NOT_FOUND, error.reason, str(error), param="name"))
 
     @app.exception_handler(StateConflict)
     async def conflict(request: Request, error: StateConflict) -> JSONResponse:

@@ -93,7 +93,10 @@ class TeacherReplica:
         )
 
     async def __call__(self, request: Request) -> Response:
-        """`{"query", "documents"}` in, `{"logits", "weights_version", "contract"}` out; for the gateway alone."""
+        """`{"query", "documents"}` in, `{"logits", "weights_version", "contract"}` out; for the gateway alone.
+
+        A logit that is NaN or infinite is null: JSON has no word for it.
+        """
         token = ray_token() or ""
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not token or not hmac.compare_digest(given.encode(), token.encode()):
@@ -104,12 +107,12 @@ class TeacherReplica:
         documents = body["documents"]
         try:
             with self._turns.person(), self._ready().in_use() as teacher, self._watched():
-                logits = await asyncio.to_thread(teacher.engine.score, [body["query"]] * len(documents), documents)
+                logits = await asyncio.to_thread(_logits, teacher.engine, body["query"], documents)
         except PipelineError as error:
             return JSONResponse({"error": str(error), "reason": error.reason}, 422)
         return JSONResponse(
             {
-                "logits": logits.tolist(),
+                "logits": logits,
                 "weights_version": teacher.weights_version,
                 "contract": teacher.engine.contract.fingerprint,
             }
@@ -190,6 +193,11 @@ def _load(config: dict[str, Any]) -> TeacherEngine:
         tokens_per_batch=config["tokens_per_batch"],
         calibrations=Path(config["calibrations_dir"]) if config["calibrations_dir"] else None,
     )
+
+
+def _logits(engine: TeacherEngine, query: str, documents: list[str]) -> list[float | None]:
+    scored = engine.measure_pairs(engine.encoder.tokenize([query] * len(documents), documents))
+    return [logit if math.isfinite(logit) else None for logit in scored.logits.tolist()]
 
 
 def _same_engine(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -15,7 +15,8 @@ import pytest
 from deploy_files import OVERLAYS, ROOT, compose, container_env, pod_templates, render
 from packaging.specifiers import SpecifierSet
 
-from services.settings import GATEWAY_PORT, Settings
+from services.settings import GATEWAY_PORT, SERVE_PORT, Settings
+from services.teacher_pool.control import PoolSettings
 
 SECRETS = {"POSTGRES_PASSWORD": "0f" * 32, "RAY_AUTH_TOKEN": "1e" * 32}
 STACK = compose("docker-compose.yml", "docker-compose.gpu.yml", env=SECRETS)
@@ -27,7 +28,7 @@ PINS = dict(
 OURS = ("gateway", "ray-head", "ray-worker")
 # Read by Ray, huggingface_hub and the PostgreSQL image, not by us.
 FOREIGN = {
-    *("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "HF_HOME"),
+    *("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "HF_HOME"),
     *("POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "PGDATA"),
 }
 NEEDED = {"DUALDISTILL_ROOT", "DUALDISTILL_DATA_ROOTS", "DUALDISTILL_DATABASE_URL"}
@@ -155,6 +156,30 @@ def test_ray_addresses_agree() -> None:
         assert url == f"http://{cluster['metadata']['name']}-head-svc:{dashboard}", (
             "KubeRay names the head's service so"
         )
+
+
+def test_the_gateway_finds_the_pools_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway tells Serve where to listen, and asks there: on the head, so not on a loopback of its own."""
+    heads = {"compose/gateway": "ray-head"}
+    heads |= {f"{overlay}/Deployment/gateway": "dualdistill-head-svc" for overlay in OVERLAYS}
+    for where, head in heads.items():
+        with monkeypatch.context() as patched:
+            for name, value in ENVIRONMENTS[where].items():
+                patched.setenv(name, value or "from-a-secret://x/y")
+            pools, url = PoolSettings.of(Settings.from_environment()), urlsplit(Settings.from_environment().serve_url)
+        assert (pools.proxy_host, pools.proxy_port, url.port) == ("0.0.0.0", SERVE_PORT, SERVE_PORT), where  # noqa: S104
+        assert url.hostname == head, where
+    assert not any(str(SERVE_PORT) in port for port in STACK["services"]["ray-head"]["ports"]), "only for the gateway"
+    for overlay in OVERLAYS:
+        head_pod = pod_templates(render(overlay))["RayCluster/dualdistill/head"]
+        ports = {port["name"]: port["containerPort"] for port in head_pod["spec"]["containers"][0]["ports"]}
+        assert ports["serve"] == SERVE_PORT, "KubeRay's service of the head has the ports that its container names"
+
+
+@pytest.mark.parametrize("where", [where for where in ENVIRONMENTS if "ray" in where.lower()])
+def test_serve_may_kill_a_hung_replica(where: str) -> None:
+    """Its health check fails because it hangs: asked politely, it would stay, and hold its GPU, for ever."""
+    assert ENVIRONMENTS[where]["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] == "1"
 
 
 def test_versions_agree() -> None:

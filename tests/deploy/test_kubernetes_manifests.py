@@ -8,6 +8,8 @@ import jsonschema
 import pytest
 from deploy_files import OVERLAYS, container_env, pod_templates, ray_cluster_validator, render
 
+from services.settings import SERVE_PORT
+
 # Made by hand before the first apply (deploy/README.md), and by KubeRay for authOptions.mode token.
 SECRETS = {"dualdistill-database": {"url", "password"}, "dualdistill": {"auth_token"}}
 IMAGES = {"dualdistill", "registry.example.com/dualdistill", "postgres"}
@@ -151,7 +153,7 @@ def test_only_the_gateway_and_ray_itself_reach_ray(objects: list[dict[str, Any]]
     inside, gateway = policies["ray"]["spec"]["ingress"]
     assert peers(inside) == [{"ray.io/cluster": "dualdistill"}]
     assert peers(gateway) == [{"app.kubernetes.io/name": "dualdistill-gateway"}]
-    assert gateway["ports"] == [{"protocol": "TCP", "port": 8265}]
+    assert gateway["ports"] == [{"protocol": "TCP", "port": 8265}, {"protocol": "TCP", "port": SERVE_PORT}]
     assert not any(
         service["spec"].get("type", "ClusterIP") != "ClusterIP" for service in of_kind(objects, "Service").values()
     )

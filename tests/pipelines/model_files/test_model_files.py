@@ -80,6 +80,13 @@ def test_pickled_weights_are_refused_by_name(folder: Path) -> None:
     assert "never loaded" in message
 
 
+@pytest.mark.parametrize("text", ["{", "", "[]", "\xff"])
+def test_a_config_that_is_no_mapping_is_refused(folder: Path, text: str) -> None:
+    """A broken download is the user's to mend: a sentence about the file, not a traceback."""
+    (folder / "config.json").write_text(text, encoding="latin-1")
+    assert "mine/config.json" in refused(str(folder))
+
+
 def test_code_that_comes_with_a_model_is_refused(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {"AutoModelForSequenceClassification": "modeling_evil.Evil"}

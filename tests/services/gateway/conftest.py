@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import uvicorn
-from gateway_doubles import TOKEN, Clock, Pools, RayDouble
+from gateway_doubles import TOKEN, Clock, Pools, RayDouble, ServeDouble
 from starlette.testclient import TestClient
 
 from services.gateway.app import create_app
@@ -27,6 +27,11 @@ def ray():
 @pytest.fixture
 def pools():
     return Pools()
+
+
+@pytest.fixture
+def serve():
+    return ServeDouble()
 
 
 @pytest.fixture
@@ -57,8 +62,16 @@ def store(settings, clock):
 
 
 @pytest.fixture
-def app(settings, ray, pools):
-    return create_app(settings, ray=ray.client(), teachers=pools, reconcile=False, poll_s=0.01)
+def app(settings, ray, pools, serve):
+    return create_app(
+        settings,
+        ray=ray.client(),
+        teachers=pools,
+        pool_states=serve.states(),
+        pools=serve.pools(),
+        reconcile=False,
+        poll_s=0.01,
+    )
 
 
 @pytest.fixture

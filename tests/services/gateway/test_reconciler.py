@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from services.errors import StaleDriver, TeacherPoolError
 from services.gateway.app import create_app
 from services.gateway.reconciler import Reconciler
-from services.store import DriverSession, ReconcilerSession, Store, Teacher
+from services.store import DriverSession, ReconcilerSession, Store, Teacher, TeacherTable
+from services.teacher_pool.autoscale import IDLE_S
 
 
 class Killed(BaseException):
@@ -403,3 +404,154 @@ def test_the_gateway_survives_a_tick_that_raises(settings, ray, pools, monkeypat
     with TestClient(create_app(settings, ray=ray.client(), teachers=pools)):
         for _ in range(3):
             assert ticks.acquire(timeout=20)
+
+
+# ---- sizes of teacher pools
+
+AUTO = Teacher(name="auto", model_dir="d", contract={}, mode="auto", max_replicas=4)
+FIXED = Teacher(name="fixed", model_dir="d", contract={}, replicas=2, max_replicas=2)
+
+
+@pytest.fixture
+def table(store):
+    return TeacherTable(store)
+
+
+@pytest.fixture
+def scaling(store, ray, serve, settings):
+    """A reconciler with the real Serve control, Serve itself played."""
+    session = ReconcilerSession(store, "a")
+    return Reconciler(session=session, ray=ray.client(), teachers=serve.control(), settings=settings)
+
+
+@pytest.fixture
+def driver(scaling, store, job_id):
+    """Of a job that runs."""
+    scaling.tick()
+    started = DriverSession(store, job_id, 1)
+    started.start()
+    return started
+
+
+def served(serve):
+    """Replicas by application, as Serve was told last."""
+    return {
+        application["name"]: application["deployments"][0]["num_replicas"]
+        for application in serve.puts[-1]["applications"]
+    }
+
+
+def scalings(store, job_id):
+    return [event.data for event in store.list_events(job_id) if event.type == "teacher_pool.scaled"]
+
+
+def test_a_pool_grows_with_its_backlog_and_the_job_is_told(scaling, driver, store, job_id, table, serve):
+    """10 hours of work for one replica, within the hour: all four that are allowed."""
+    driver.use_teacher(AUTO)
+    scaling.tick()
+    assert served(serve) == {"auto": 1}
+    driver.report_demand(backlog_tokens=36_000 * 100, tokens_per_second=100.0, deadline_at=None)
+    scaling.tick()
+    assert (table.get("auto").replicas, served(serve)) == (4, {"auto": 4})
+    assert scalings(store, job_id) == [{"teacher": "auto", "from": 1, "to": 4}]
+    (event,) = [event for event in store.list_events(job_id) if event.type == "teacher_pool.scaled"]
+    assert event.message == "auto: 1 -> 4 replicas, 3600000 tokens of this job to go"
+
+
+def test_serve_is_told_only_when_something_changes(scaling, driver, serve, clock):
+    """Each PUT makes Serve look at every application anew; a tick comes every second."""
+    driver.use_teacher(AUTO)
+    driver.report_demand(backlog_tokens=36_000 * 100, tokens_per_second=100.0, deadline_at=None)
+    for _ in range(20):
+        clock.advance(1)
+        scaling.tick()
+    assert [len(put["applications"]) for put in serve.puts] == [1]
+    serve.applications.clear()  # the cluster was restarted
+    scaling.tick()
+    assert len(serve.puts) == 2
+
+
+def test_an_idle_pool_sleeps_and_wakes_up_when_it_is_used(scaling, driver, store, job_id, table, serve, clock):
+    """The job still runs, and trains: meanwhile its teacher gives the machine back."""
+    driver.use_teacher(AUTO)
+    driver.report_demand(backlog_tokens=36_000 * 100, tokens_per_second=100.0, deadline_at=None)
+    scaling.tick()
+    driver.report_demand(backlog_tokens=0, tokens_per_second=100.0, deadline_at=None)
+    clock.advance(IDLE_S - 1)
+    driver.heartbeat()
+    scaling.tick()
+    assert served(serve) == {"auto": 4}, "starting a replica costs about as much as it would save"
+    clock.advance(2)
+    scaling.tick()
+    assert (table.get("auto").replicas, served(serve)) == (0, {})
+    table.touch("auto")
+    scaling.tick()
+    assert (table.get("auto").replicas, served(serve)) == (1, {"auto": 1})
+    assert [(data["from"], data["to"]) for data in scalings(store, job_id)] == [(1, 4), (4, 0), (0, 1)]
+
+
+def test_a_fixed_size_is_nobody_s_to_change(scaling, driver, store, job_id, table, serve, clock):
+    driver.use_teacher(FIXED)
+    driver.report_demand(backlog_tokens=10**12, tokens_per_second=1.0, deadline_at=clock() + 1)
+    scaling.tick()
+    driver.report_demand(backlog_tokens=0, tokens_per_second=1.0, deadline_at=None)
+    clock.advance(IDLE_S - 1)
+    driver.heartbeat()
+    clock.advance(IDLE_S - 1)
+    driver.heartbeat()
+    scaling.tick()
+    assert (table.get("fixed").replicas, served(serve)) == (2, {"fixed": 2})
+    assert scalings(store, job_id) == []
+
+
+def test_a_pinned_pool_without_jobs_is_sized_too(scaling, table, serve, clock):
+    table.pin(AUTO)
+    scaling.tick()
+    assert served(serve) == {"auto": 1}
+    clock.advance(IDLE_S)
+    scaling.tick()
+    assert served(serve) == {}
+    table.resize("auto", min_replicas=2)
+    scaling.tick()
+    assert served(serve) == {"auto": 2}
+    table.unpin("auto")
+    scaling.tick()
+    assert served(serve) == {}
+
+
+def test_a_user_who_is_faster_than_the_autoscaler_wins(scaling, driver, store, job_id, table, serve, monkeypatch):
+    """Between the autoscaler's look and its write: the user's size stands, and no event tells of another."""
+    driver.use_teacher(AUTO)
+    driver.report_demand(backlog_tokens=36_000 * 100, tokens_per_second=100.0, deadline_at=None)
+    look = TeacherTable.demands
+
+    def resize_meanwhile(self, name):
+        found = look(self, name)
+        self.resize(name, mode="fixed", replicas=2)
+        return found
+
+    monkeypatch.setattr(TeacherTable, "demands", resize_meanwhile)
+    scaling.tick()
+    assert (table.get("auto").replicas, served(serve)) == (2, {"auto": 2})
+    assert scalings(store, job_id) == []
+
+
+def test_every_job_of_a_pool_is_told_what_it_still_wants(scaling, driver, store, job_id, table):
+    other_id = store.create_job({"name": "y"}).id
+    scaling.tick()
+    other = DriverSession(store, other_id, 1)
+    for session, hours in ((driver, 1), (other, 2)):
+        session.use_teacher(AUTO)
+        session.report_demand(backlog_tokens=hours * 360_000, tokens_per_second=100.0, deadline_at=None)
+    scaling.tick()
+    assert table.get("auto").replicas == 3
+    told = [
+        event.message
+        for job in (job_id, other_id)
+        for event in store.list_events(job)
+        if event.type == "teacher_pool.scaled"
+    ]
+    assert [message.split(", ")[1] for message in told] == [
+        "360000 tokens of this job to go",
+        "720000 tokens of this job to go",
+    ]

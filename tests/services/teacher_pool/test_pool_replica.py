@@ -142,14 +142,14 @@ def test_a_person_s_call_that_is_under_way_keeps_the_old_weights(teacher: Path, 
         replica = new_replica()
         await replica.reconfigure(user_config(teacher))
         old = replica._teacher.engine
-        score = old.score
+        measure = old.measure_pairs
 
-        def slow(queries: list[str], passages: list[str]) -> np.ndarray:
+        def slow(pairs: TokenPairs) -> Any:
             entered.set()
             assert loaded.wait(30)
-            return score(queries, passages)
+            return measure(pairs)
 
-        old.score = slow
+        old.measure_pairs = slow
         asking = asyncio.create_task(replica(request()))
         await asyncio.to_thread(entered.wait, 30)
         await replica.reconfigure(user_config(other, weights_version=1))
@@ -219,8 +219,8 @@ def test_one_person_too_many_is_asked_to_come_back(teacher: Path) -> None:
         replica = new_replica()
         await replica.reconfigure(user_config(teacher))
         release = threading.Event()
-        score = replica._teacher.engine.score
-        replica._teacher.engine.score = lambda *texts: (release.wait(30), score(*texts))[1]
+        measure = replica._teacher.engine.measure_pairs
+        replica._teacher.engine.measure_pairs = lambda pairs: (release.wait(30), measure(pairs))[1]
         waiting = [asyncio.create_task(replica(request())) for _ in range(16)]
         for _ in range(20):
             await asyncio.sleep(0)
@@ -318,7 +318,13 @@ def test_a_broken_logit_is_the_caller_s_to_judge(tmp_path: Path) -> None:
         await replica.reconfigure(user_config(folder))
         return (await replica.score(pairs(replica))).logits
 
+    async def ask() -> list[float | None]:
+        replica = new_replica()
+        await replica.reconfigure(user_config(folder))
+        return json.loads((await replica(request())).body)["logits"]
+
     logits = asyncio.run(score())
+    assert [logit is None for logit in asyncio.run(ask())] == [True, False], "JSON has no word for NaN"
     assert list(np.isfinite(logits)) == ["rare" not in passage for passage in PASSAGES] == [False, True]
 
 
