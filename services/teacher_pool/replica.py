@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 
 from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import use_threads
-from pipelines.errors import PipelineError
+from pipelines.errors import Cancelled, PipelineError
 from pipelines.pretrained import quiet_loading
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import ScoredPairs, TeacherEngine, load_engine
@@ -133,11 +133,13 @@ class TeacherReplica:
     @contextmanager
     def _watched(self) -> Iterator[Callable[[], None]]:
         call = object()
+        self._alive[call] = time.monotonic()
 
         def still_alive() -> None:
+            if call not in self._alive:
+                raise Cancelled("the caller does not wait any more")  # its thread has not heard of that yet
             self._alive[call] = time.monotonic()
 
-        still_alive()
         try:
             yield still_alive
         finally:

@@ -62,7 +62,7 @@ def least_busy(
     calls: Mapping[Any, int],
     queue: Callable[[Any], int | None],
 ) -> list[Replica]:
-    """At most three of `replicas`, those with the fewest `calls` first; then by `queue` (may be unknown), then by chance."""
+    """At most three of `replicas`, those with the fewest `calls` first; then by `queue` (if known), then by chance."""
     order = sorted(
         random.sample(replicas, len(replicas)),
         key=lambda replica: (calls.get(key(replica), 0), queue(key(replica)) or 0),

@@ -304,6 +304,42 @@ def test_a_long_call_is_healthy_as_long_as_it_gets_on(teacher: Path) -> None:
     assert asyncio.run(look()) > 20, "it took much longer than what counts as hung"
 
 
+def test_a_cancelled_call_stops_at_its_next_batch_and_is_no_hung_one(teacher: Path) -> None:
+    """A job was cancelled: its replica computes nothing more for it, and is not taken for hung because of it."""
+
+    async def look() -> tuple[int, int]:
+        replica = new_replica()
+        await replica.reconfigure(user_config(teacher, tokens_per_batch=1, hang_after_s=0.2))
+        engine, begun = replica._teacher.engine, []
+        many = engine.encoder.tokenize(QUERIES[:1] * 400, [f"blood cause {number}" for number in range(400)])
+        start, several = engine._memory.start, asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def forward(batch: Any) -> Any:
+            begun.append(batch)
+            if len(begun) == 5:
+                loop.call_soon_threadsafe(several.set)
+            time.sleep(0.005)
+            return start(batch)
+
+        engine._stages._forward = forward
+        call = asyncio.create_task(replica.score(many))
+        await several.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await asyncio.sleep(0.3)
+        replica.check_health()
+        stopped_at = len(begun)
+        await asyncio.sleep(0.1)
+        engine._stages._forward = start
+        assert len((await replica.score(pairs(replica))).logits) == 2
+        return stopped_at, len(begun)
+
+    stopped_at, later = asyncio.run(look())
+    assert stopped_at == later < 50
+
+
 def test_a_broken_logit_is_the_caller_s_to_judge(tmp_path: Path) -> None:
     """A replica that raised would take the good pairs of the call with it."""
     folder = save_cross_encoder(tmp_path / "broken", seed=1)
