@@ -118,6 +118,7 @@ def test_a_pair_that_breaks_the_teacher_is_left_out_and_told(
     spec = miniature(
         dataset={"path": "poisoned", "unlabelled": {"min_confidence": 0.2}},
         teacher={"model": {"id": "./breakable"}, "train": None, "replicas": 1, "max_length": 64},
+        candidates={"bm25": {"top_k": 4}, "dense": None, "max_candidates": 4},
         evaluation={"max_queries": 8},
     )
     job = finished(client, client.submit(spec)["id"])

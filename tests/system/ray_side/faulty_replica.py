@@ -44,7 +44,7 @@ class FaultyReplica(TeacherReplica):
 
 def accidents(*, poisoned: bool) -> Callable[[], None]:
     """What happens before the batches of one call: nothing, mostly."""
-    dies = poisoned or (random.random() < 0.3 and any(take(path) for path in FAULTS.glob("die-*")))  # noqa: S311
+    dies = poisoned or (random.random() < 0.5 and any(take(path) for path in FAULTS.glob("die-*")))  # noqa: S311
     hangs = take(FAULTS / "hang")
     at = random.choice((0, 1))  # noqa: S311 - before the first batch or the second
     batches = 0
