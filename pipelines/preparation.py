@@ -132,7 +132,8 @@ def job_teacher(
             folder=context.root / "teachers",
             journal=context.journal,
         )
-        model_id, revision = f"trained/{key}", None
+        # For people, who meet it in the pool's name: what it was, then which training.
+        model_id, revision = f"trained/{model_id.rstrip('/').rsplit('/', 1)[-1]}-{key[:8]}", None
     contract = teacher_contract(
         teacher, folder, model_id=model_id, revision=revision, device_type=context.host.device_type
     )
