@@ -132,6 +132,7 @@ def engine(work: Path, *, rounds: int, requests: int) -> dict[str, Any]:
     same = {name: getattr(teacher, name) for name in ("model_dir", "contract", "tokens_per_batch")}
     scores = {name: work / f"{name}.npy" for name in ("pool", "bare")}
     times: dict[str, list[float]] = {name: [] for name in scores}
+    at_work: list[float] = []
     with running_cluster(num_cpus=cpus, folder=work / "engine-cluster") as cluster:
         cluster.deploy([teacher])
         drivers = Drivers(cluster, Texts.of(work / "minilm"), work)
@@ -146,7 +147,9 @@ def engine(work: Path, *, rounds: int, requests: int) -> dict[str, Any]:
             sides = [("pool", pool), ("bare", bare)]
             for number in range(rounds + 1):  # the first one warms up
                 for name, child in sides:
-                    times[name].append(child.ask("once")["seconds"])
+                    answer = child.ask("once")
+                    times[name].append(answer["seconds"])
+                    at_work += [answer["engine_s"] / answer["seconds"]] if name == "pool" else []
                 print(f"  round {number}: " + ", ".join(f"{n} {t[-1]:.2f} s" for n, t in times.items()), flush=True)
                 sides.reverse()
     apart = float(np.abs(np.load(scores["pool"]) - np.load(scores["bare"])).max())
@@ -159,6 +162,7 @@ def engine(work: Path, *, rounds: int, requests: int) -> dict[str, Any]:
         "pool, pairs/s": pairs / statistics.median(times["pool"][1:]),
         "bare engine, pairs/s": pairs / statistics.median(times["bare"][1:]),
         "bare over pool, seconds of each round": [b / p for p, b in zip(times["pool"], times["bare"], strict=True)][1:],
+        "share of the pool's time that its engine was at work": statistics.median(at_work[1:]),
         "largest difference of a logit": apart,
     }
 
