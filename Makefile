@@ -21,7 +21,8 @@ up: setup
 	$(BIN)/dualdistill up
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest -m system
 
 lint: setup
 	$(BIN)/ruff check .
