@@ -69,8 +69,7 @@ def rerank_run(lists: RankedLists, job_id: str, candidates: pa.Table) -> tuple[R
     run: Run = {}
     pairs: list[tuple[str, str, float]] = []
     first_stage = dict(zip(candidates["query_id"].to_pylist(), candidates["candidates"].to_pylist(), strict=True))
-    for chunk_id, data_file in sorted(lists.chunk_files(job_id, EVALUATION_ROUND).items()):
-        chunk = lists.read_chunk(data_file, chunk_id=chunk_id)
+    for chunk in lists.chunks(job_id, EVALUATION_ROUND):
         for query_id, ranked in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True):
             top = [item["doc_id"] for item in ranked]
             rest = [item["doc_id"] for item in first_stage[query_id] if item["doc_id"] not in set(top)]

@@ -6,14 +6,15 @@ runs, who is told). Leaves: `artifacts/student` (loads as a `SentenceTransformer
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
+from pipelines.candidates.file import CandidatesFile
 from pipelines.candidates.miner import embed_corpus
 from pipelines.comparison import bm25_run, pair_scores, rerank_run, student_run
 from pipelines.control import ControlTask, run_control
@@ -33,7 +34,7 @@ from pipelines.preparation import (
     job_tokens,
     labelled_candidates,
 )
-from pipelines.ranked.table import RankedLists, ranked_lists_path
+from pipelines.ranked.table import RankedLists, ranked_lists_location
 from pipelines.rounds import RoundInputs, run_rounds, training_queries
 from pipelines.spec import DistillationSpec
 from pipelines.student.export import export_student
@@ -68,7 +69,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
     student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
     require_fitting(student, spec.training.objective)
     miner = job_miner(context, dataset)
-    untrained = embed_corpus(student, dataset)
+    untrained = embed_corpus(student, dataset, path=context.work / "embeddings" / "untrained.npy")
     test = HeldOut.of(context, dataset, miner, untrained)
     labelled = labelled_candidates(context, dataset, miner, untrained)
     control = _start_control(context, test, labelled, student_folder)
@@ -85,10 +86,11 @@ def run_job(context: JobContext) -> dict[str, Any]:
 
     journal.phase("scoring_and_training")
     lists = RankedLists(
-        ranked_lists_path(
-            context.root, dataset_fingerprint=dataset.fingerprint, contract_fingerprint=contract.fingerprint
+        ranked_lists_location(
+            context.lists_root, dataset_fingerprint=dataset.fingerprint, contract_fingerprint=contract.fingerprint
         ),
         contract,
+        dataset_fingerprint=dataset.fingerprint,
     )
     with context.host.host(teacher_folder, contract) as scorer:
         run_rounds(
@@ -112,7 +114,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
     facts = _facts(dataset, spec, contract)
     result: EvaluationResult | None = None
     if test:
-        trained = embed_corpus(student, dataset)
+        trained = embed_corpus(student, dataset, path=context.work / "embeddings" / "trained.npy")
         per_query["student_after"] = evaluate(test.qrels, student_run(trained, dataset, test.queries))
         reranked, pairs = rerank_run(lists, context.job_id, test.first_stage)
         per_query["teacher_rerank"] = evaluate(test.qrels, reranked)
@@ -135,13 +137,14 @@ def run_job(context: JobContext) -> dict[str, Any]:
             facts=facts,
         )
         _write_json(context.artifacts / "metrics.json", {"evaluation": result.to_dict(), "per_query": per_query})
+    shutil.rmtree(context.work / "embeddings", ignore_errors=True)
     return {"evaluation": result.to_dict() if result else None, "facts": facts}
 
 
 def _start_control(
-    context: JobContext, test: HeldOut | None, labelled: tuple[Path, pa.Table] | None, student_folder: Path
+    context: JobContext, test: HeldOut | None, labelled: CandidatesFile | None, student_folder: Path
 ) -> "Future[PerQuery] | None":
-    if not (context.spec.evaluation.label_only_control and test and labelled):
+    if not context.spec.evaluation.label_only_control or test is None or labelled is None:
         return None
     context.journal.event("control.started", "training the label-only control beside the teacher")
     return context.side_task(
@@ -150,7 +153,7 @@ def _start_control(
             spec=context.spec,
             dataset_folder=context.dataset_folder,
             student_folder=student_folder,
-            labelled_candidates=labelled[0],
+            labelled_candidates=labelled.path,
             test_queries=test.queries,
             num_cpus=context.side_task_cpus,
             output=context.work / "control.json",

@@ -54,6 +54,13 @@ class JobContext:
     side_task: SideTask
     side_task_cpus: float
     journal: Journal
+    lists_url: str | None = None
+    """Where ranked lists are kept, a folder or an s3:// URL; None is below `root`."""
+
+    @property
+    def lists_root(self) -> str:
+        """Below which all tables of ranked lists lie."""
+        return self.lists_url or str(self.root)
 
     @property
     def work(self) -> Path:

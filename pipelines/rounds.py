@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.torch import load_file, save_file
 
+from pipelines.candidates.file import CandidatesFile, num_pairs
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus, mine_once
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
@@ -31,6 +32,7 @@ from pipelines.ranked.filling import fill_round
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import StreamPosition, follow
+from pipelines.ranked.view import filtered_view
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.corpus_tokens import CorpusTokens
@@ -103,11 +105,16 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     split = spec.dataset.train_split if spec.training.use_labels else None
     judged = dataset.judged_rows(split) if split else {}
 
-    def mine() -> pa.Table:
-        corpus = inputs.untrained if number == 0 else embed_corpus(step.student, dataset)
-        return inputs.miner.mine(queries, corpus=corpus, judged=judged)
+    embeddings = inputs.work / "embeddings"
+
+    def mine() -> Iterator[pa.Table]:
+        corpus = inputs.untrained
+        if number:
+            corpus = embed_corpus(step.student, dataset, path=embeddings / f"round-{number}.npy")
+        return inputs.miner.mine_blocks(queries, corpus=corpus, judged=judged, scratch=embeddings / "queries.npy")
 
     candidates = mine_once(inputs.work / f"candidates-{number}.parquet", mine)
+    (embeddings / f"round-{number}.npy").unlink(missing_ok=True)
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring") as pool:
         scoring = pool.submit(_score, inputs, candidates, number, stop)
@@ -119,18 +126,18 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     scoring.result()
 
 
-def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threading.Event) -> None:
+def _score(inputs: RoundInputs, candidates: CandidatesFile, number: int, stop: threading.Event) -> None:
     def before_request() -> None:
         inputs.journal.check_cancelled()
         if stop.is_set():
             raise Cancelled("the student's training failed; scoring stops with it")
 
-    rounds = [(number, candidates)]
+    rounds: list[tuple[int, pa.Table | CandidatesFile]] = [(number, candidates)]
     if number == inputs.spec.rounds - 1 and inputs.evaluation_candidates is not None:
         rounds.append((EVALUATION_ROUND, inputs.evaluation_candidates))
     new = reused = committed = 0
     per_chunk = inputs.spec.candidates.queries_per_chunk
-    total = sum(sum(len(items) for items in table["candidates"].to_pylist()) for _, table in rounds)
+    total = sum(num_pairs(table) for _, table in rounds)
     inputs.journal.event("scoring.started", f"round {number}: scoring {total} pairs", round=number, pairs=total)
     for round_number, table in rounds:
         for done in fill_round(
@@ -141,6 +148,8 @@ def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threadi
             job_id=inputs.job_id,
             round_number=round_number,
             rows_per_chunk=per_chunk,
+            scratch=inputs.work / f"known-{round_number}",
+            miner=_miner(inputs, round_number),
             before_request=before_request,
         ):
             new, reused, committed = (
@@ -165,6 +174,14 @@ def _score(inputs: RoundInputs, candidates: pa.Table, number: int, stop: threadi
             pairs_scored=new,
             pairs_reused=reused,
         )
+
+
+def _miner(inputs: RoundInputs, round_number: int) -> str:
+    """Which state of the student mined a round's candidates: `untrained`, or the hash of the snapshot before it."""
+    if round_number <= 0:
+        return "untrained"
+    snapshot = inputs.work / "snapshots" / f"round-{round_number - 1}.safetensors"
+    return hashlib.sha256(snapshot.read_bytes()).hexdigest()
 
 
 def _train_student(
@@ -198,6 +215,7 @@ def _train_student(
             epochs=training.epochs,
             seed=spec.seed,
             wait=wait,
+            view=filtered_view(training.filters, rule, lambda doc_ids: [inputs.dataset.passage(d) for d in doc_ids]),
         )
         for batch, following in batches(
             rows,
@@ -207,7 +225,6 @@ def _train_student(
             rule=rule,
             negatives=training.negatives,
             seed=spec.seed,
-            start=start,
         ):
             positives.update(queries=len(batch.positive), with_positive=int((batch.positive >= 0).sum()))
             yield batch, following

@@ -1,12 +1,14 @@
 """Turn mined candidates into committed ranked lists: reuse every known logit, ask the teacher for the rest.
 
-Enters: a candidates table of one round, the tokens of its texts, a `PairScorer`. Leaves: every chunk of the round
+Enters: the candidates of one round, the tokens of its texts, a `PairScorer`. Leaves: every chunk of the round
 committed exactly once. Chunks that an earlier, killed run committed are left alone; pairs that any job scored under the
-same contract are joined in; only new pairs reach the teacher.
+same contract are joined in; only new pairs reach the teacher. In memory is one window of the round, not the round.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,21 +17,23 @@ import pyarrow as pa
 
 from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import RankedListsError
+from pipelines.ranked.lookup import AskedChunk, CandidateRows, ChunkLookup, list_lengths, round_shape
+from pipelines.ranked.reader import RoundReader
 from pipelines.ranked.schema import rank_candidates
 from pipelines.ranked.table import RankedLists
-from pipelines.teacher.scorer import PairScorer, ScoreRequest
+from pipelines.ranked.upkeep import compact
+from pipelines.teacher.scorer import PairScorer, ScoreAnswer, ScoreRequest
 
 __all__ = ["ChunkDone", "PairSource", "chunk_count", "fill_round"]
 
-Pair = tuple[str, str]
-_LOOKUP_CHUNKS = 64
-"""Known logits are looked up for this many chunks at once: a lookup reads the statistics of every file of the table."""
+_COMPACT_EVERY = 256
+"""Commits of a round after which its small files are joined: a log of many files is slow to follow."""
 
 
 class PairSource(Protocol):
     """Where the texts of pairs come from, as token ids."""
 
-    def pairs(self, ids: Sequence[Pair]) -> TokenPairs:
+    def pairs(self, ids: Sequence[tuple[str, str]]) -> TokenPairs:
         """The pairs (query_id, doc_id), in order."""
         ...
 
@@ -52,7 +56,7 @@ def chunk_count(num_rows: int, rows_per_chunk: int) -> int:
 
 
 def fill_round(
-    candidates: pa.Table,
+    candidates: CandidateRows,
     tokens: PairSource,
     lists: RankedLists,
     scorer: PairScorer,
@@ -60,6 +64,8 @@ def fill_round(
     job_id: str,
     round_number: int,
     rows_per_chunk: int,
+    scratch: Path,
+    miner: str = "",
     before_request: Callable[[], None] = lambda: None,
 ) -> Iterator[ChunkDone]:
     """Score and commit the round's missing chunks; yields one `ChunkDone` per chunk, committed ones first.
@@ -72,92 +78,89 @@ def fill_round(
         job_id: filed under.
         round_number: filed under.
         rows_per_chunk: queries in a chunk.
+        scratch: a folder for what is known about the round's pairs; gone at the end.
+        miner: which state of the student mined the candidates; kept with the lists.
         before_request: called before each request is sent; may raise to stop (cancellation).
 
     Raises:
         RankedListsError: the scorer ended before it had answered every request.
     """
-    total = chunk_count(len(candidates), rows_per_chunk)
-    committed = lists.chunk_files(job_id, round_number)
-    chunks = {i: candidates.slice(i * rows_per_chunk, rows_per_chunk) for i in range(total)}
+    query_ids, lengths = round_shape(candidates, rows_per_chunk)
+    total = chunk_count(len(query_ids), rows_per_chunk)
+    committed = RoundReader(lists, job_id, round_number).chunk_ids()
     for chunk_id in sorted(committed):
-        yield ChunkDone(chunk_id, len(chunks[chunk_id]), 0, _pair_count(chunks[chunk_id]))
-
-    answered = set(committed)
-    pending: dict[int, tuple[list[Pair], dict[Pair, float], int]] = {}
+        of_chunk = lengths[chunk_id * rows_per_chunk :][:rows_per_chunk]
+        yield ChunkDone(chunk_id, len(of_chunk), 0, int(of_chunk.sum()))
+    missing = [chunk_id for chunk_id in range(total) if chunk_id not in committed]
+    expected = sum(int(lengths[chunk_id * rows_per_chunk :][:rows_per_chunk].sum()) for chunk_id in missing)
+    pending: dict[int, AskedChunk] = {}
+    lookup = ChunkLookup(
+        candidates, query_ids, lists, own=(job_id, round_number), rows_per_chunk=rows_per_chunk, scratch=scratch
+    )
 
     def requests() -> Iterator[ScoreRequest]:
-        missing = [i for i in range(total) if i not in committed]
-        for window in (missing[i : i + _LOOKUP_CHUNKS] for i in range(0, len(missing), _LOOKUP_CHUNKS)):
-            query_ids = [query_id for chunk_id in window for query_id in chunks[chunk_id]["query_id"].to_pylist()]
-            version = scorer.weights_version
-            known = lists.known_logits(query_ids, weights_version=version)
-            for chunk_id in window:
-                before_request()
-                pairs = _pairs(chunks[chunk_id])
-                fresh = [pair for pair in dict.fromkeys(pairs) if pair not in known]
-                pending[chunk_id] = (fresh, {pair: known[pair] for pair in pairs if pair in known}, version)
-                yield ScoreRequest(chunk_id, tokens.pairs(fresh))
+        for chunk_id in missing:
+            before_request()
+            pending[chunk_id] = asked = lookup.chunk(chunk_id, scorer.weights_version)
+            yield ScoreRequest(chunk_id, tokens.pairs(asked.new_pairs()))
 
-    expected_pairs = sum(_pair_count(chunk) for chunk_id, chunk in chunks.items() if chunk_id not in committed)
-    for first in scorer.score_all(requests(), expected_pairs=expected_pairs):
-        answer, chunk_id = first, first.key
-        fresh, known, version = pending.pop(chunk_id)
-        answered.add(chunk_id)
-        if known and answer.weights_version != version:
-            # The teacher got new weights after the lookup: a list has the scores of one version only.
-            fresh, known = list(dict.fromkeys(_pairs(chunks[chunk_id]))), {}
-            (answer,) = scorer.score_all([ScoreRequest(chunk_id, tokens.pairs(fresh))], expected_pairs=len(fresh))
-        poison = {fresh[row]: why for row, why in answer.quarantined.items()}
-        chunk = _without(chunks[chunk_id], poison.keys())
-        by_pair = known | dict(zip(fresh, answer.logits.tolist(), strict=True))
-        pairs = _pairs(chunk)
-        lists.commit_chunk(
-            rank_candidates(
-                chunk,
-                _gather(by_pair, pairs),
-                job_id=job_id,
-                round_number=round_number,
-                chunk_id=chunk_id,
-                weights_version=answer.weights_version,
-            ),
-            job_id=job_id,
-            round_number=round_number,
-            chunk_id=chunk_id,
-        )
-        new = len(fresh) - len(poison)
-        yield ChunkDone(
-            chunk_id, len(chunk), new, len(pairs) - new, tuple((*pair, why) for pair, why in poison.items())
-        )
-    if unanswered := sorted(set(range(total)) - answered):
+    with closing(lookup):
+        for number, first_answer in enumerate(scorer.score_all(requests(), expected_pairs=expected), start=1):
+            answer, asked = first_answer, pending.pop(first_answer.key)
+            if answer.weights_version != asked.weights_version and not np.isnan(asked.logits).all():
+                # The teacher got new weights after the lookup: a list has the scores of one version only.
+                asked = asked.without_known(answer.weights_version)
+                request = ScoreRequest(answer.key, tokens.pairs(asked.new_pairs()))
+                (answer,) = scorer.score_all([request], expected_pairs=len(request.pairs))
+            done, ranked = _ranked(asked, answer, job_id=job_id, round_number=round_number)
+            lists.commit_chunk(ranked, job_id=job_id, round_number=round_number, chunk_id=answer.key, miner=miner)
+            if number % _COMPACT_EVERY == 0:
+                compact(lists, job_id, round_number, at_least=_COMPACT_EVERY // 4)
+            committed.add(answer.key)
+            yield done
+    if unanswered := sorted(set(range(total)) - committed):
         raise RankedListsError(
             f"round {round_number}: the scorer finished without an answer for {len(unanswered)} of {total} chunks, "
             f"first {unanswered[0]}"
         )
+    compact(lists, job_id, round_number)
 
 
-def _pairs(chunk: pa.Table) -> list[Pair]:
-    return [
-        (query_id, item["doc_id"])
-        for query_id, items in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True)
-        for item in items
-    ]
+def _ranked(asked: AskedChunk, answer: ScoreAnswer, *, job_id: str, round_number: int) -> tuple[ChunkDone, pa.Table]:
+    """The chunk's ranked lists, without the pairs that nothing can score."""
+    new = np.isnan(asked.logits)
+    ids = asked.new_pairs()
+    if len(answer.logits) != len(ids):
+        raise RankedListsError(f"chunk {answer.key} asked for {len(ids)} logits and got {len(answer.logits)}")
+    logits = asked.logits.copy()
+    logits[new] = answer.logits
+    kept = np.ones(len(logits), dtype=np.bool_)
+    kept[np.flatnonzero(new)[sorted(answer.quarantined)]] = False
+    table = rank_candidates(
+        _keep(asked.candidates, kept),
+        logits[kept],
+        job_id=job_id,
+        round_number=round_number,
+        chunk_id=answer.key,
+        weights_version=answer.weights_version,
+    )
+    done = ChunkDone(
+        answer.key,
+        len(table),
+        int(new.sum()) - len(answer.quarantined),
+        int((~new).sum()),
+        tuple((*ids[row], why) for row, why in answer.quarantined.items()),
+    )
+    return done, table
 
 
-def _without(chunk: pa.Table, poison: Collection[Pair]) -> pa.Table:
-    if not poison:
+def _keep(chunk: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
+    """The chunk with only some of its candidates."""
+    if kept.all():
         return chunk
-    kept = [
-        [item for item in items if (query_id, item["doc_id"]) not in poison]
-        for query_id, items in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True)
-    ]
+    lengths = list_lengths(chunk)
+    ends = np.concatenate([[0], np.cumsum(kept)])[np.concatenate([[0], np.cumsum(lengths)])]
+    items = chunk["candidates"].combine_chunks().flatten().filter(pa.array(kept))
+    lists = pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items)
     place = chunk.schema.get_field_index("candidates")
-    return chunk.set_column(place, chunk.schema.field(place), pa.array(kept, type=chunk.schema.field(place).type))
-
-
-def _pair_count(chunk: pa.Table) -> int:
-    return sum(len(items) for items in chunk["candidates"].to_pylist())
-
-
-def _gather(by_pair: dict[Pair, float], pairs: list[Pair]) -> npt.NDArray[np.float32]:
-    return np.array([by_pair[pair] for pair in pairs], dtype=np.float32)
+    return chunk.set_column(place, chunk.schema.field(place), lists)

@@ -11,7 +11,14 @@ import pyarrow as pa
 
 from pipelines.errors import RankedListsError
 
-__all__ = ["EVALUATION_ROUND", "RANKED_SCHEMA", "rank_candidates"]
+__all__ = [
+    "EVALUATION_ROUND",
+    "PARTITION_COLUMNS",
+    "RANKED_SCHEMA",
+    "SCHEMA_VERSION",
+    "check_schema",
+    "rank_candidates",
+]
 
 EVALUATION_ROUND = -1
 """Lists of test queries live in this round; no training reader ever asks for it."""
@@ -37,6 +44,42 @@ RANKED_SCHEMA = pa.schema(
         ("candidates", pa.list_(_CANDIDATE)),
     ]
 )
+
+
+PARTITION_COLUMNS = ("job_id", "round")
+SCHEMA_VERSION = 1
+"""Rule of evolution: a new column or a new field of a candidate is nullable, comes last, and leaves this number alone
+(readers take what they know); anything else raises it, and code refuses tables of a higher number than its own."""
+
+
+def check_schema(schema: pa.Schema, version: int, *, where: str) -> None:
+    """Refuse a table that this code would read wrongly.
+
+    Raises:
+        RankedListsError: it is of a later schema version, or a column is missing or of another type.
+    """
+    if version > SCHEMA_VERSION:
+        raise RankedListsError(
+            f"{where}: schema version {version} is newer than this dualdistill reads ({SCHEMA_VERSION}); update it"
+        )
+    for expected in RANKED_SCHEMA:
+        place = schema.get_field_index(expected.name)
+        if place < 0:
+            raise RankedListsError(f"{where}: ranked lists have no column {expected.name!r}")
+        _check_type(expected.type, schema.field(place).type, where=where, column=expected.name)
+
+
+def _check_type(expected: pa.DataType, found: pa.DataType, *, where: str, column: str) -> None:
+    if pa.types.is_list(expected) and pa.types.is_list(found):
+        _check_type(expected.value_type, found.value_type, where=where, column=column)
+    elif pa.types.is_struct(expected) and pa.types.is_struct(found):
+        for field in expected:
+            place = found.get_field_index(field.name)
+            if place < 0:
+                raise RankedListsError(f"{where}: candidates have no field {field.name!r}")
+            _check_type(field.type, found.field(place).type, where=where, column=f"{column}.{field.name}")
+    elif found != expected:
+        raise RankedListsError(f"{where}: column {column!r} is {found}, expected {expected}")
 
 
 def rank_candidates(

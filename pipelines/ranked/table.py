@@ -1,63 +1,94 @@
 """RankedLists: one Delta table per (data set, score contract), where a chunk commits exactly once.
 
-Enters: ranked chunks. Leaves: committed chunks, by number, and every logit ever scored under the contract.
+Enters: ranked chunks. Leaves: committed chunks, by number.
 
 Exactly once, in two steps that need no lock:
 1. A commit carries the Delta `txn` action `job/round/chunk`. Its writer first loads the log; if the action is there,
    the chunk is committed and nothing is written.
 2. The write is based on that same loaded version. If another writer committed the same `txn` in between, Delta refuses
    ours; commits of other chunks in between do not disturb it.
+
+A writer that dies between the data file and the log entry leaves a file that no log names: no reader sees it, and
+`upkeep.vacuum` removes it when it is old.
 """
 
 import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import CommitProperties, Transaction
+from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ContractError, RankedListsError
-from pipelines.ranked.schema import RANKED_SCHEMA
+from pipelines.ranked.data_file import DataFile, DataFileReader, write_data_file
+from pipelines.ranked.log import DATASET_KEY, FileEntry, create_table, entries, open_table, our_errors
+from pipelines.ranked.schema import PARTITION_COLUMNS, SCHEMA_VERSION
+from pipelines.ranked.storage import Location, durable
 from pipelines.teacher.contract import ScoreContract
 
-__all__ = ["RankedLists", "ranked_lists_path"]
+__all__ = ["RankedLists", "RoundOfLists", "ranked_lists_location"]
+
+_JOB_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def ranked_lists_path(root: Path, *, dataset_fingerprint: str, contract_fingerprint: str) -> Path:
-    """Where the lists of a data set scored under a contract live below `root`."""
-    return root / "ranked_lists" / dataset_fingerprint / contract_fingerprint
+def ranked_lists_location(root: Path | str, *, dataset_fingerprint: str, contract_fingerprint: str) -> Location:
+    """Where the lists of a data set scored under a contract live below `root`, a folder or an s3:// URL."""
+    return Location.of(root) / "ranked_lists" / dataset_fingerprint / contract_fingerprint
+
+
+@dataclass(frozen=True)
+class RoundOfLists:
+    """The lists that one job committed in one round."""
+
+    job_id: str
+    round_number: int
+    num_lists: int
 
 
 class RankedLists:
-    """The table at `path`, created empty when it does not exist. Safe for many processes at once.
+    """The table at `location`, created empty when it does not exist. Safe for many processes and threads at once.
 
     Raises:
         ContractError: the table holds scores of another contract.
+        RankedListsError: the table has another schema, or its store cannot be reached.
     """
 
-    def __init__(self, path: Path, contract: ScoreContract) -> None:
-        self.path = path
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            DeltaTable.create(
-                str(path),
-                RANKED_SCHEMA,
-                mode="ignore",
-                partition_by=["job_id", "round"],
-                description=json.dumps(contract.to_dict(), sort_keys=True),
-            )
-        except CommitFailedError:
-            # "ignore" looks, then creates: another process may have created the table in between.
-            if not DeltaTable.is_deltatable(str(path)):
-                raise
-        self._table = DeltaTable(str(path))
+    def __init__(
+        self, location: Path | str | Location, contract: ScoreContract, *, dataset_fingerprint: str = ""
+    ) -> None:
+        place = Location.of(location)
+        create_table(place, contract, dataset_fingerprint)
+        self._open(place)
         if self.contract.fingerprint != contract.fingerprint:
             raise ContractError(
-                f"the lists in {path} were scored under contract {self.contract.fingerprint}, "
+                f"the lists in {place} were scored under contract {self.contract.fingerprint}, "
                 f"the teacher's is {contract.fingerprint}"
             )
+
+    @classmethod
+    def existing(cls, location: Path | str | Location) -> Self:
+        """The table at `location`, under whatever contract it was made.
+
+        Raises:
+            RankedListsError: there is none.
+        """
+        lists = cls.__new__(cls)
+        lists._open(Location.of(location))
+        return lists
+
+    def _open(self, location: Location) -> None:
+        self.location = location
+        self._table = open_table(location)
+        self._lock = threading.Lock()  # a DeltaTable changes as it follows the log; scoring and training share this one
 
     @property
     def contract(self) -> ScoreContract:
@@ -65,62 +96,143 @@ class RankedLists:
         return ScoreContract.from_dict(json.loads(self._table.metadata().description))
 
     @property
+    def dataset_fingerprint(self) -> str:
+        """Of the data set whose texts were scored; empty where the table's maker did not say."""
+        return str(self._table.metadata().configuration.get(DATASET_KEY, ""))
+
+    @property
     def version(self) -> int:
         """The newest table version this object has read."""
         return int(self._table.version())
 
-    def commit_chunk(self, rows: pa.Table, *, job_id: str, round_number: int, chunk_id: int) -> bool:
+    def commit_chunk(self, rows: pa.Table, *, job_id: str, round_number: int, chunk_id: int, miner: str = "") -> bool:
         """Append one chunk of `RANKED_SCHEMA`; True if this call committed it, False if it already was.
+
+        Args:
+            rows: the chunk's.
+            job_id: of letters, digits and `._-`.
+            round_number: of the job.
+            chunk_id: of the round.
+            miner: which state of the student mined the candidates; kept in the file's footer.
 
         Raises:
             RankedListsError: the rows are not of that job, round and chunk, or the commit failed for another
-                reason than the chunk being there.
+                reason than the chunk being there; it can be tried again.
         """
-        for column, value in (("job_id", job_id), ("round", round_number), ("chunk_id", chunk_id)):
-            if len(rows) == 0 or pc.any(pc.not_equal(rows[column], pa.scalar(value))).as_py():
-                chunk = f"{job_id}/{round_number}/{chunk_id}"
-                raise RankedListsError(f"chunk {chunk} is empty or has rows of another {column}")
         transaction = f"{job_id}/{round_number}/{chunk_id}"
-        table = DeltaTable(str(self.path))
-        if table.transaction_version(transaction) is not None:
-            return False
-        properties = CommitProperties(app_transactions=[Transaction(transaction, 1)])
-        try:
-            write_deltalake(table, rows, mode="append", commit_properties=properties)
-        except CommitFailedError as error:
-            if DeltaTable(str(self.path)).transaction_version(transaction) is not None:
+        _check_chunk(rows, transaction, job_id=job_id, round_number=round_number, chunk_id=chunk_id)
+        with self._lock:
+            self._refresh()
+            if self._table.transaction_version(transaction) is not None:
                 return False
-            raise RankedListsError(f"chunk {transaction} could not be committed: {error}") from error
-        return True
+            file = write_data_file(
+                self.location,
+                [rows],
+                partition={"job_id": job_id, "round": str(round_number)},
+                metadata=self.footer(miner=miner),
+            )
+            try:
+                what = f"chunk {transaction} could not be committed"
+                self._commit([file.add_action(data_change=True)], transaction, what)
+            except RankedListsError:
+                # Its file stays: a store that failed to answer may have taken the log entry all the same.
+                self._refresh()
+                if self._table.transaction_version(transaction) is None:
+                    raise
+                return False
+            return True
 
-    def chunk_files(self, job_id: str, round_number: int) -> dict[int, str]:
-        """Committed chunks of a round, refreshed from the log: chunk number -> data file, by file statistics."""
-        self._table.update_incremental()
-        actions = pa.table(self._table.get_add_actions(flatten=True))
-        if actions.num_rows == 0:
-            return {}
-        mine = pc.and_(
-            pc.equal(actions["partition.job_id"], job_id), pc.equal(actions["partition.round"], round_number)
-        )
-        found = actions.filter(mine)
-        numbers, paths = found["min.chunk_id"].to_pylist(), found["path"].to_pylist()
-        return dict(zip(numbers, paths, strict=True))
+    def replace(self, old: Sequence[FileEntry], new: Sequence[DataFile]) -> bool:
+        """Put files with the same rows in the place of others of that round; False if another writer was faster.
 
-    def read_chunk(self, data_file: str, *, chunk_id: int) -> pa.Table:
-        """The rows of one chunk: query_id, weights_version, candidates; in committed order."""
-        table = pq.read_table(
-            self.path / data_file,
-            columns=["query_id", "chunk_id", "weights_version", "candidates"],
-            partitioning=None,
-        )
-        return table.filter(pc.equal(table["chunk_id"], chunk_id)).drop_columns(["chunk_id"])
+        The old ones stay where they are until a vacuum: whoever reads them now goes on. Delta lets two transactions
+        remove the same file (measured), which would double its rows; the `txn` action lets only one win.
+        """
+        place = f"{old[0].job_id}/{old[0].round_number}"
+        now = int(time.time() * 1000)
+        actions: list[AddAction | RemoveAction] = [file.add_action(data_change=False) for file in new]
+        actions += [RemoveAction(entry.path, False, now, entry.size, dict(new[0].partition)) for entry in old]
+        with self._lock:
+            self._refresh()
+            if not {entry.path for entry in old} <= {entry.path for entry in entries(self._table)}:
+                return False
+            try:
+                self._commit(actions, f"compact/{place}", f"round {place} could not be compacted")
+            except RankedListsError:
+                self._refresh()
+                if not {entry.path for entry in old} <= {entry.path for entry in entries(self._table)}:
+                    return False
+                raise
+            return True
 
-    def known_logits(self, query_ids: list[str], *, weights_version: int) -> dict[tuple[str, str], float]:
-        """Logits already committed for these queries, by any job: (query_id, doc_id) -> teacher_logit."""
-        self._table.update_incremental()
-        wanted = pc.field("query_id").isin(query_ids) & (pc.field("weights_version") == weights_version)
-        rows = self._table.to_pyarrow_dataset().to_table(columns=["query_id", "candidates"], filter=wanted)
-        known: dict[tuple[str, str], float] = {}
-        for query_id, candidates in zip(rows["query_id"].to_pylist(), rows["candidates"].to_pylist(), strict=True):
-            known.update(((query_id, item["doc_id"]), item["teacher_logit"]) for item in candidates)
-        return known
+    def files(self, job_id: str | None = None, round_number: int | None = None) -> list[FileEntry]:
+        """Data files of the newest version, of one job and one round or of all; refreshed from the log."""
+        with self._lock:
+            self._refresh()
+            return [
+                entry
+                for entry in entries(self._table)
+                if job_id in (None, entry.job_id) and round_number in (None, entry.round_number)
+            ]
+
+    def rounds(self) -> list[RoundOfLists]:
+        """What the table holds, by job and round, refreshed from the log."""
+        counts: Counter[tuple[str, int]] = Counter()
+        for entry in self.files():
+            counts[entry.job_id, entry.round_number] += entry.num_lists
+        return [RoundOfLists(job_id, number, counts[job_id, number]) for job_id, number in sorted(counts)]
+
+    def chunks(self, job_id: str, round_number: int) -> Iterator[pa.Table]:
+        """The committed lists of a round in chunk order, one row group at a time (one or several whole chunks).
+
+        Columns: query_id, chunk_id, weights_version, candidates.
+        """
+        filesystem = self.location.filesystem()
+        for entry in sorted(self.files(job_id, round_number), key=lambda entry: entry.first_chunk):
+            yield from DataFileReader(filesystem, entry.path).row_groups()
+
+    def vacuum(self, retention_hours: int) -> list[str]:
+        """Delete files that no version of the last `retention_hours` needs; returns their paths. See `upkeep`."""
+        with self._lock, our_errors(self.location, "ranked lists cannot be vacuumed"):
+            self._table.update_incremental()
+            paths: list[str] = self._table.vacuum(
+                retention_hours, dry_run=False, enforce_retention_duration=False, full=True
+            )
+            return paths
+
+    def footer(self, **more: str) -> dict[str, str]:
+        """What a data file of this table says about itself, beside its rows."""
+        facts = {
+            "contract": json.dumps(self.contract.to_dict(), sort_keys=True),
+            "dataset_fingerprint": self.dataset_fingerprint,
+            "code_version": version("dualdistill"),
+            "schema_version": str(SCHEMA_VERSION),
+        }
+        return {f"dualdistill.{key}": value for key, value in (facts | more).items()}
+
+    def _commit(self, actions: Sequence[AddAction | RemoveAction], transaction: str, what: str) -> None:
+        """Of writers that began at the same version with the same transaction, one succeeds."""
+        number = (self._table.transaction_version(transaction) or 0) + 1
+        properties = CommitProperties(app_transactions=[Transaction(transaction, number)])
+        with our_errors(self.location, f"ranked lists: {what}"):
+            self._table.create_write_transaction(
+                list(actions),
+                "append",
+                self._table.schema(),
+                list(PARTITION_COLUMNS),
+                commit_properties=properties,
+            )
+            if self.location.local is not None:
+                durable(self.location.local / "_delta_log")
+
+    def _refresh(self) -> None:
+        with our_errors(self.location, "ranked lists cannot be read"):
+            self._table.update_incremental()
+
+
+def _check_chunk(rows: pa.Table, transaction: str, *, job_id: str, round_number: int, chunk_id: int) -> None:
+    if not _JOB_ID.fullmatch(job_id):
+        raise RankedListsError(f"job_id must be letters, digits and ._-, at most 128, got {job_id[:200]!r}")
+    for column, value in (("job_id", job_id), ("round", round_number), ("chunk_id", chunk_id)):
+        if len(rows) == 0 or pc.any(pc.not_equal(rows[column], pa.scalar(value))).as_py():
+            raise RankedListsError(f"chunk {transaction} is empty or has rows of another {column}")

@@ -1,40 +1,65 @@
 """Follow a table of ranked lists while it grows: rows in (round, chunk, row) order, whatever order they arrived in.
 
-Enters: a job, a round, how many chunks it will have, and a position. Leaves: rows, each with the position after it.
-Order is fixed by numbers and never by arrival, so neither the number of teacher replicas nor a crash changes what
-the student sees. A position is (epoch, ordinal): chunks have equal size, so an ordinal names its chunk and row and
-resuming opens exactly one file.
+Enters: a job, a round, its size, and a position. Leaves: rows, each with the position after it. Order is fixed by
+numbers and never by arrival (`order.py`), so neither the number of teacher replicas nor a crash nor a compaction
+changes what the student sees. A position is (epoch, ordinal): it names its chunk by arithmetic, so resuming reads one
+window and replays nothing. While a window is used, the next one is read in the background.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.ranked.columns import ListColumns
+from pipelines.ranked.order import RoundShape, windows_from
+from pipelines.ranked.positives import top_probability
+from pipelines.ranked.read_ahead import read_ahead
+from pipelines.ranked.reader import RoundReader
 from pipelines.ranked.table import RankedLists
+from pipelines.ranked.upkeep import held
 
-__all__ = ["RankedRow", "StreamPosition", "follow"]
+__all__ = ["RankedRow", "Shard", "StreamPosition", "View", "follow"]
 
 
 @dataclass(frozen=True, order=True)
 class StreamPosition:
-    """The next row to read: `ordinal` counts a round's rows in chunk order, before any later epoch's permutation."""
+    """The next row to read: `ordinal` counts an epoch's rows in the order in which they are seen."""
 
     epoch: int = 0
     ordinal: int = 0
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The part of a stream that one of several workers sees: every `world`-th row from the `rank`-th on."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, eq=False)
 class RankedRow:
     """One query's ranked list. Arrays are [candidates], in teacher order, best first."""
 
     query_id: str
-    doc_ids: tuple[str, ...]
+    doc_ids: npt.NDArray[np.object_]
+    """str"""
     teacher_logits: npt.NDArray[np.float32]
     relevance: npt.NDArray[np.int16]
     """Judged grade, or -1 where unjudged."""
+    confidence: float = 0.0
+    """Softmax probability of the best candidate within the whole stored list, whatever a view left of it."""
+    place: StreamPosition = StreamPosition()
+    """Where it stands in the stream."""
+
+
+_SHOWN = ("doc_id", "teacher_logit", "relevance")
+View = Callable[[ListColumns], tuple[npt.NDArray[np.bool_], npt.NDArray[np.int16]]]
+"""What a reader wants to see of lists: which candidates, and their relevance; both [candidates]."""
 
 
 def follow(
@@ -48,11 +73,10 @@ def follow(
     epochs: int,
     seed: int,
     wait: Callable[[], None],
+    shard: Shard = Shard(),
+    view: View | None = None,
 ) -> Iterator[tuple[RankedRow, StreamPosition]]:
     """Rows of `epochs` passes from `start` on, with the position that follows each.
-
-    Epoch 0 takes chunks in number order as they are committed (queries were shuffled before chunking); later
-    epochs visit all rows in an order drawn from (seed, epoch).
 
     Args:
         lists: the table.
@@ -64,47 +88,115 @@ def follow(
         epochs: passes over the round.
         seed: of the later epochs' order.
         wait: called while a needed chunk is not committed; must block a moment, and raise if it never will be.
+        shard: which rows are this worker's; positions are those of the whole stream, so all workers share one.
+        view: a filter; None shows everything.
     """
-    chunks = _Chunks(lists, job_id=job_id, round_number=round_number, wait=wait)
-    for epoch in range(start.epoch, epochs):
-        order = np.arange(num_rows)
-        if epoch > 0:
-            np.random.default_rng((seed, epoch)).shuffle(order)
-        first = start.ordinal if epoch == start.epoch else 0
-        for place in range(first, num_rows):
-            chunk_id, row = divmod(int(order[place]), rows_per_chunk)
-            following = StreamPosition(epoch, place + 1) if place + 1 < num_rows else StreamPosition(epoch + 1, 0)
-            yield _row(chunks.get(chunk_id), row), following
+    shape = RoundShape(num_rows, rows_per_chunk)
+
+    def pieces(check: Callable[[], None]) -> Iterator[_Piece]:
+        def wait_and_check() -> None:
+            wait()
+            check()
+
+        reader = RoundReader(lists, job_id, round_number)
+        with closing(reader):
+            for epoch in range(start.epoch, epochs):
+                ordinal = start.ordinal if epoch == start.epoch else 0
+                for rows, columns, place in _read(reader, shape, epoch, seed, ordinal, wait_and_check, view):
+                    yield _Piece.of(columns, rows, StreamPosition(epoch, place), view)
+
+    with held(lists) as hold, closing(read_ahead(pieces)) as ahead:
+        for piece in ahead:
+            hold.renew()
+            for number in range(len(piece.rows)):
+                ordinal = piece.start.ordinal + number
+                position = StreamPosition(piece.start.epoch, ordinal)
+                if position < start or ordinal % shard.world != shard.rank:
+                    continue
+                last = ordinal + 1 == num_rows
+                yield (
+                    piece.row(number, position),
+                    (StreamPosition(position.epoch + 1, 0) if last else StreamPosition(position.epoch, ordinal + 1)),
+                )
 
 
-class _Chunks:
-    """Chunks by number, each read once (a job's lists fit memory many times over: ids and a few numbers per pair)."""
+def _read(
+    reader: RoundReader,
+    shape: RoundShape,
+    epoch: int,
+    seed: int,
+    ordinal: int,
+    wait: Callable[[], None],
+    view: View | None,
+) -> Iterator[tuple[npt.NDArray[np.int64], ListColumns, int]]:
+    """Pieces of an epoch: the order of the rows that were read, the lists, the place of the first in the epoch."""
+    fields = None if view else _SHOWN
+    if epoch == 0:
+        chunk = ordinal // shape.rows_per_chunk
+        while chunk < shape.num_chunks:
+            ready = _await(reader, chunk, min(shape.chunks_per_block, shape.num_chunks - chunk), wait, at_least=1)
+            columns = ListColumns(reader.read(chunk, chunk + ready - 1, fields))
+            yield np.arange(len(columns)), columns, chunk * shape.rows_per_chunk
+            chunk += ready
+        return
+    for window in windows_from(shape, epoch=epoch, seed=seed, ordinal=ordinal):
+        parts = []
+        for block in window.blocks:
+            first = block * shape.chunks_per_block
+            count = min(shape.chunks_per_block, shape.num_chunks - first)
+            _await(reader, first, count, wait, at_least=count)
+            parts.append(reader.read(first, first + count - 1, fields))
+        yield window.rows, ListColumns(pa.concat_tables(parts)), window.first_place
 
-    def __init__(self, lists: RankedLists, *, job_id: str, round_number: int, wait: Callable[[], None]) -> None:
-        self._lists = lists
-        self._job_id = job_id
-        self._round_number = round_number
-        self._wait = wait
-        self._files: dict[int, str] = {}
-        self._read: dict[int, pa.Table] = {}
 
-    def get(self, chunk_id: int) -> pa.Table:
-        while chunk_id not in self._files:
-            self._files = self._lists.chunk_files(self._job_id, self._round_number)
-            if chunk_id not in self._files:
-                self._wait()
-        if chunk_id not in self._read:
-            self._read[chunk_id] = self._lists.read_chunk(self._files[chunk_id], chunk_id=chunk_id)
-        return self._read[chunk_id]
+def _await(reader: RoundReader, chunk: int, most: int, wait: Callable[[], None], *, at_least: int) -> int:
+    """How many chunks from `chunk` on are there, once there are `at_least` so many."""
+    ready = reader.ready(chunk, most)
+    if ready < most:
+        reader.refresh()  # what came since, even if enough is known: fewer and larger reads
+        ready = reader.ready(chunk, most)
+    while ready < at_least:
+        wait()
+        reader.refresh()
+        ready = reader.ready(chunk, most)
+    return ready
 
 
-def _row(chunk: pa.Table, row: int) -> RankedRow:
-    candidates = chunk["candidates"][row].as_py() or []
-    return RankedRow(
-        query_id=chunk["query_id"][row].as_py(),
-        doc_ids=tuple(item["doc_id"] for item in candidates),
-        teacher_logits=np.array([item["teacher_logit"] for item in candidates], dtype=np.float32),
-        relevance=np.array(
-            [-1 if item["relevance"] is None else item["relevance"] for item in candidates], dtype=np.int16
-        ),
-    )
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Lists that were read together, decoded, as the view wants them."""
+
+    start: StreamPosition
+    rows: npt.NDArray[np.int64]
+    """Lists in the order in which they are seen."""
+    query_ids: npt.NDArray[np.object_]
+    offsets: npt.NDArray[np.int64]
+    doc_ids: npt.NDArray[np.object_]
+    teacher_logits: npt.NDArray[np.float32]
+    relevance: npt.NDArray[np.int16]
+    confidence: npt.NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, columns: ListColumns, rows: npt.NDArray[np.int64], start: StreamPosition, view: View | None
+    ) -> "_Piece":
+        offsets, doc_ids = columns.offsets, columns.doc_id
+        logits, relevance = columns.teacher_logit, columns.relevance
+        if view is not None:
+            kept, relevance = view(columns)
+            offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
+            doc_ids, logits, relevance = doc_ids[kept], logits[kept], relevance[kept]
+        confidence = np.nan_to_num(top_probability(columns))
+        return cls(start, rows, columns.query_id, offsets, doc_ids, logits, relevance, confidence)
+
+    def row(self, number: int, position: StreamPosition) -> RankedRow:
+        place = self.rows[number]
+        part = slice(self.offsets[place], self.offsets[place + 1])
+        return RankedRow(
+            query_id=self.query_ids[place],
+            doc_ids=self.doc_ids[part],
+            teacher_logits=self.teacher_logits[part],
+            relevance=self.relevance[part],
+            confidence=float(self.confidence[place]),
+            place=position,
+        )

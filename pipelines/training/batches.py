@@ -1,7 +1,7 @@
 """From ranked rows to tensors: which candidates of a list are used, which one is the positive, each document once.
 
 Enters: `RankedRow`s with their stream positions. Leaves: `ListBatch`es. What a row contributes depends on
-(seed, epoch, ordinal) only, so a resumed run draws what the uninterrupted one would have.
+its place in the stream and the seed only, so a resumed run draws what the uninterrupted one would have.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,24 +14,13 @@ from torch import Tensor
 
 from pipelines.corpus.dataset import Dataset
 from pipelines.objectives.simans import draw_simans
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import RankedRow, StreamPosition
 from pipelines.spec import NegativeSampling
 
-__all__ = ["ChosenList", "ListBatch", "PositiveRule", "batches", "choose"]
+__all__ = ["ChosenList", "ListBatch", "batches", "choose"]
 
 _MIXED = NegativeSampling()
-
-
-@dataclass(frozen=True)
-class PositiveRule:
-    """Where a query's positive comes from: its labels, else the teacher."""
-
-    use_labels: bool
-    teacher_top: bool
-    min_confidence: float
-    """Softmax probability over the whole list that the teacher's best candidate must reach."""
-    per_query: int = 1
-    """At most so many judged positives stand in one list."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +73,7 @@ def choose(
     gold = np.flatnonzero(relevance > 0)
     if len(gold):
         positive_row = int(rng.choice(gold))
-    elif rule.teacher_top and len(row.doc_ids) and _confidence(row.teacher_logits) >= rule.min_confidence:
+    elif rule.teacher_top and len(row.doc_ids) and row.confidence >= rule.min_confidence:
         positive_row = int(row.teacher_logits.argmax())
     else:
         positive_row = -1
@@ -131,10 +120,6 @@ def _draw(
     return np.concatenate([hardest, rng.permutation(others[len(hardest) :])[: room - len(hardest)]])
 
 
-def _confidence(logits: npt.NDArray[np.float32]) -> float:
-    return float(1.0 / np.exp(logits.astype(np.float64) - logits.max()).sum())
-
-
 def batches(
     rows: Iterable[tuple[RankedRow, StreamPosition]],
     dataset: Dataset,
@@ -143,7 +128,6 @@ def batches(
     width: int,
     rule: PositiveRule,
     seed: int,
-    start: StreamPosition,
     negatives: NegativeSampling = _MIXED,
 ) -> Iterator[tuple[ListBatch, StreamPosition]]:
     """Batches of `queries_per_step` usable rows (the last may be smaller), each with the position after it.
@@ -151,11 +135,10 @@ def batches(
     Rows without teacher scores (`labelled_rows`) want the default: SimANS would take them for ties.
     """
     chosen: list[ChosenList] = []
-    here = following = start
+    following = StreamPosition()
     for row, following in rows:
-        rng = np.random.default_rng((seed, here.epoch, here.ordinal))
+        rng = np.random.default_rng((seed, row.place.epoch, row.place.ordinal))
         picked = choose(row, width=width, rule=rule, rng=rng, negatives=negatives)
-        here = following
         if picked is not None:
             chosen.append(picked)
         if len(chosen) == queries_per_step:

@@ -7,15 +7,15 @@ negatives of the same mined candidates, drawn without a teacher's word.
 
 from collections.abc import Callable, Iterator
 
-import pyarrow as pa
-
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
 from pipelines.objective_terms import InfoNCE
+from pipelines.ranked.lookup import CandidateRows
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
-from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.batches import ListBatch, batches
 from pipelines.training.labelled import labelled_rows
 from pipelines.training.loop import LoopSettings, StepReport, train
 from pipelines.training.student_step import StudentStep
@@ -28,7 +28,7 @@ _GOLD_ONLY = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0
 def train_label_only(
     student: DualEncoder,
     dataset: Dataset,
-    labelled: pa.Table,
+    labelled: CandidateRows,
     spec: DistillationSpec,
     settings: LoopSettings,
     *,
@@ -53,7 +53,6 @@ def train_label_only(
             width=spec.training.candidates_per_query,
             rule=_GOLD_ONLY,
             seed=spec.seed,
-            start=start,
         )
 
     step = StudentStep(student, objective, dtype=dtype)

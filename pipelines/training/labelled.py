@@ -1,7 +1,8 @@
 """Mined candidates of labelled queries as a training stream, before or without any teacher.
 
-Enters: a candidates table whose queries have judged positives. Leaves: the same rows and positions as a ranked
-stream, teacher logits zero. Two learners read it: the ranker that becomes the teacher, and the label-only control.
+Enters: candidates whose queries have judged positives. Leaves: the same rows and positions as a ranked stream, teacher
+logits zero. Two learners read it: the ranker that becomes the teacher, and the label-only control. An epoch visits the
+lists in any order, so they are in memory, but as columns of ids and grades, without scores and ranks.
 """
 
 from collections.abc import Iterator
@@ -10,45 +11,69 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.errors import DataError
+from pipelines.ranked.lookup import CandidateRows
 from pipelines.ranked.tail import RankedRow, StreamPosition
 
-__all__ = ["labelled_rows"]
+__all__ = ["blocks", "labelled_rows"]
+
+_BLOCK = 1024
+
+
+def blocks(candidates: CandidateRows) -> Iterator[pa.Table]:
+    """The whole table in order, in tables of `_BLOCK` rows."""
+    for start in range(0, len(candidates), _BLOCK):
+        yield candidates.slice(start, _BLOCK)
 
 
 def labelled_rows(
-    candidates: pa.Table, *, start: StreamPosition, seed: int
+    candidates: CandidateRows, *, start: StreamPosition, seed: int
 ) -> Iterator[tuple[RankedRow, StreamPosition]]:
     """Rows from `start` on, without end: each epoch in an order drawn from (seed, epoch).
 
     Raises:
         DataError: no list has both a positive and something to put below it, so that there would never be a step.
     """
-    rows = [_row(query_id, items) for query_id, items in zip(*_columns(candidates), strict=True)]
-    rows = [row for row in rows if (row.relevance > 0).any() and (row.relevance <= 0).any()]
-    if not rows:
+    lists = [_learnable(block) for block in blocks(candidates)]
+    if not sum(map(len, lists)):
         raise DataError(
             f"none of {len(candidates)} labelled queries has both a positive and another candidate to learn from"
         )
+    rows = pa.concat_tables(lists)
     epoch, first = start.epoch, start.ordinal
     while True:
         order = np.random.default_rng((seed, epoch)).permutation(len(rows))
         for place in range(first, len(rows)):
             last = place + 1 == len(rows)
             yield (
-                rows[order[place]],
+                _row(rows.slice(order[place], 1), StreamPosition(epoch, place)),
                 StreamPosition(epoch + 1, 0) if last else StreamPosition(epoch, place + 1),
             )
         epoch, first = epoch + 1, 0
 
 
-def _columns(candidates: pa.Table) -> tuple[list[str], list[list[dict[str, object]]]]:
-    return candidates["query_id"].to_pylist(), candidates["candidates"].to_pylist()
+def _learnable(block: pa.Table) -> pa.Table:
+    """Ids and grades of the lists that have a positive and another candidate; -1 = unjudged."""
+    column = block["candidates"].combine_chunks()
+    items, lengths = column.flatten(), column.value_lengths().to_numpy(zero_copy_only=False)
+    grades = items.field("relevance").fill_null(-1)
+    of_list = np.repeat(np.arange(len(block)), lengths)
+    positive = grades.to_numpy(zero_copy_only=False) > 0
+    has_both = [np.bincount(of_list[chosen], minlength=len(block)) > 0 for chosen in (positive, ~positive)]
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+    lists = {
+        "query_id": block["query_id"],
+        "doc_ids": pa.ListArray.from_arrays(offsets, items.field("doc_id")),
+        "relevance": pa.ListArray.from_arrays(offsets, grades),
+    }
+    return pa.table(lists).filter(pa.array(has_both[0] & has_both[1]))
 
 
-def _row(query_id: str, items: list[dict[str, object]]) -> RankedRow:
+def _row(row: pa.Table, place: StreamPosition) -> RankedRow:
+    doc_ids = row["doc_ids"][0].as_py()
     return RankedRow(
-        query_id=query_id,
-        doc_ids=tuple(str(item["doc_id"]) for item in items),
-        teacher_logits=np.zeros(len(items), dtype=np.float32),
-        relevance=np.array([-1 if item["relevance"] is None else item["relevance"] for item in items], dtype=np.int16),
+        query_id=row["query_id"][0].as_py(),
+        doc_ids=np.array(doc_ids, dtype=np.object_),
+        teacher_logits=np.zeros(len(doc_ids), dtype=np.float32),
+        relevance=np.array(row["relevance"][0].as_py(), dtype=np.int16),
+        place=place,
     )

@@ -4,8 +4,8 @@ Enters: a `DistillationSpec`. Leaves: the loop's settings and the rule of positi
 """
 
 from pipelines.ranked.filling import chunk_count
+from pipelines.ranked.positives import PositiveRule
 from pipelines.spec import DistillationSpec
-from pipelines.training.batches import PositiveRule
 from pipelines.training.loop import LoopSettings
 
 __all__ = ["loop_settings", "positive_rule"]

@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyarrow as pa
-
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_device, resolve_dtype, seed_everything
 from pipelines.journal import Journal
 from pipelines.model_files import weights_hash
+from pipelines.ranked.lookup import CandidateRows
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import RankerTrainingSpec, TeacherSpec
-from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.batches import ListBatch, batches
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.labelled import labelled_rows
+from pipelines.training.labelled import blocks, labelled_rows
 from pipelines.training.loop import LoopSettings, StepReport, train
 from pipelines.training.ranker import new_ranker, ranker_losses, save_ranker
 
@@ -33,21 +33,26 @@ __all__ = ["learn_teacher", "teacher_key"]
 _GOLD_ONLY = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 
 
-def teacher_key(base: Path, dataset: Dataset, labelled: pa.Table, spec: TeacherSpec, *, seed: int) -> str:
+def teacher_key(base: Path, dataset: Dataset, labelled: CandidateRows, spec: TeacherSpec, *, seed: int) -> str:
     """32 hex digits naming the trained teacher: base weights, texts, lists with their labels, settings, seed."""
-    lists = [
-        (query_id, [(item["doc_id"], item["relevance"]) for item in items])
-        for query_id, items in zip(labelled["query_id"].to_pylist(), labelled["candidates"].to_pylist(), strict=True)
-    ]
     settings = spec.train.model_dump(mode="json") if spec.train else None
-    parts = [weights_hash(base), dataset.fingerprint, lists, settings, spec.max_length, spec.truncation, seed]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    before, after = [weights_hash(base), dataset.fingerprint], [settings, spec.max_length, spec.truncation, seed]
+    # One JSON array [*before, lists, *after], without all lists in memory.
+    digest = hashlib.sha256(f"{json.dumps(before)[:-1]}, [".encode())
+    separator = ""
+    for block in blocks(labelled):
+        for query_id, items in zip(block["query_id"].to_pylist(), block["candidates"].to_pylist(), strict=True):
+            entry = (query_id, [(item["doc_id"], item["relevance"]) for item in items])
+            digest.update(f"{separator}{json.dumps(entry)}".encode())
+            separator = ", "
+    digest.update(f"], {json.dumps(after)[1:]}".encode())
+    return digest.hexdigest()[:32]
 
 
 def learn_teacher(
     base: Path,
     dataset: Dataset,
-    labelled: pa.Table,
+    labelled: CandidateRows,
     spec: TeacherSpec,
     *,
     seed: int,
@@ -97,7 +102,7 @@ def _only_one(path: Path, journal: Journal) -> Iterator[None]:
 def _train(
     base: Path,
     dataset: Dataset,
-    labelled: pa.Table,
+    labelled: CandidateRows,
     spec: TeacherSpec,
     ranking: RankerTrainingSpec,
     *,
@@ -124,7 +129,6 @@ def _train(
             width=ranking.negatives_per_list + 1,
             rule=_GOLD_ONLY,
             seed=seed,
-            start=start,
         )
 
     def on_step(report: StepReport) -> None:

@@ -1,20 +1,25 @@
 """A chunk is committed exactly once, however often and by however many it is tried."""
 
 import dataclasses
+import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from importlib.metadata import version
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from threading import Barrier as ThreadBarrier
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from lists_for_tests import CONTRACT, ranked_chunk
 
 from pipelines.errors import ContractError, RankedListsError
+from pipelines.ranked.reader import RoundReader
 from pipelines.ranked.schema import RANKED_SCHEMA
-from pipelines.ranked.table import RankedLists, ranked_lists_path
+from pipelines.ranked.table import RankedLists, RoundOfLists, ranked_lists_location
+from pipelines.teacher.contract import ScoreContract
 
 FILED = {"job_id": "job", "round_number": 0}
 
@@ -48,8 +53,7 @@ def test_equal_chunk_numbers_of_other_rounds_and_jobs_do_not_collide(tmp_path: P
         rows = ranked_chunk(0, ["q"], job_id=job_id, round_number=number)
         assert lists.commit_chunk(rows, job_id=job_id, round_number=number, chunk_id=0)
     for job_id, number in places:
-        (data_file,) = lists.chunk_files(job_id, number).values()
-        assert lists.read_chunk(data_file, chunk_id=0)["query_id"].to_pylist() == ["q"]
+        assert RoundReader(lists, job_id, number).read(0, 0)["query_id"].to_pylist() == ["q"]
 
 
 def test_racing_threads_commit_each_chunk_once(tmp_path: Path) -> None:
@@ -67,7 +71,7 @@ def test_racing_threads_commit_each_chunk_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(writers) as pool:
         assert sum(pool.map(write, range(writers))) == chunks
     assert len(all_rows(tmp_path)) == 2 * chunks
-    assert sorted(RankedLists(tmp_path, CONTRACT).chunk_files("job", 0)) == list(range(chunks))
+    assert RoundReader(RankedLists(tmp_path, CONTRACT), "job", 0).chunk_ids() == set(range(chunks))
 
 
 def test_jobs_that_create_a_table_at_once_all_get_it(tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ def test_jobs_that_create_a_table_at_once_all_get_it(tmp_path: Path) -> None:
             return RankedLists(path, CONTRACT)
 
         with ThreadPoolExecutor(writers) as pool:
-            assert [lists.chunk_files("job", 0) for lists in pool.map(create, range(writers))] == [{}] * writers
+            assert [lists.rounds() for lists in pool.map(create, range(writers))] == [[]] * writers
 
 
 def _write_in_process(path: Path, together: Barrier, chunks: int) -> int:
@@ -113,9 +117,9 @@ def test_chunks_are_found_and_refused_again_after_a_log_checkpoint(tmp_path: Pat
     assert list(tmp_path.glob("_delta_log/*.checkpoint.parquet"))
     fresh = RankedLists(tmp_path, CONTRACT)
     assert not fresh.commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
-    for reader in (lists, fresh):
-        assert sorted(reader.chunk_files("job", 0)) == list(range(103))
-    assert len(fresh.read_chunk(fresh.chunk_files("job", 0)[57], chunk_id=57)) == 1
+    for reader in (RoundReader(lists, "job", 0), RoundReader(fresh, "job", 0)):
+        assert reader.chunk_ids() == set(range(103))
+        assert len(reader.read(57, 57)) == 1
 
 
 def test_rows_of_another_place_or_none_are_refused(tmp_path: Path) -> None:
@@ -129,38 +133,46 @@ def test_rows_of_another_place_or_none_are_refused(tmp_path: Path) -> None:
         lists.commit_chunk(rows, job_id="job", round_number=1, chunk_id=0)
     with pytest.raises(RankedListsError, match="empty"):
         lists.commit_chunk(RANKED_SCHEMA.empty_table(), **FILED, chunk_id=0)
-    assert lists.chunk_files("job", 0) == {}
+    with pytest.raises(RankedListsError, match=r"job_id must be letters.*'a/b'"):
+        lists.commit_chunk(ranked_chunk(0, ["q"], job_id="a/b"), job_id="a/b", round_number=0, chunk_id=0)
+    assert lists.rounds() == []
 
 
 def test_a_reader_sees_chunks_that_another_object_commits(tmp_path: Path) -> None:
-    reader, writer = RankedLists(tmp_path, CONTRACT), RankedLists(tmp_path, CONTRACT)
-    assert reader.chunk_files("job", 0) == {}
-    before = reader.version
+    lists, writer = RankedLists(tmp_path, CONTRACT), RankedLists(tmp_path, CONTRACT)
+    reader = RoundReader(lists, "job", 0)
+    assert reader.chunk_ids() == set()
+    before = lists.version
     writer.commit_chunk(ranked_chunk(4, ["q1", "q2"]), **FILED, chunk_id=4)
-    (chunk_id, data_file), *rest = reader.chunk_files("job", 0).items()
-    assert (chunk_id, rest) == (4, [])
-    assert reader.version > before
-    chunk = reader.read_chunk(data_file, chunk_id=4)
-    assert chunk.column_names == ["query_id", "weights_version", "candidates"]
+    reader.refresh()
+    assert reader.chunk_ids() == {4}
+    assert lists.version > before
+    assert lists.rounds() == [RoundOfLists("job", 0, num_lists=2)]
+    chunk = reader.read(4, 4)
+    assert chunk.column_names == ["query_id", "chunk_id", "weights_version", "candidates"]
     assert chunk["query_id"].to_pylist() == ["q1", "q2"]
+    with pytest.raises(RankedListsError, match=r"chunks 4 to 5 .* not all committed"):
+        reader.read(4, 5)
 
 
-def test_known_logits_are_those_of_the_asked_queries_and_weights(tmp_path: Path) -> None:
-    lists = RankedLists(tmp_path, CONTRACT)
-    lists.commit_chunk(ranked_chunk(1, ["q1", "q2"]), **FILED, chunk_id=1)
-    assert lists.known_logits(["q2", "q9"], weights_version=0) == pytest.approx(
-        {("q2", "d1"): 1.02, ("q2", "d2"): 1.03}
-    )
-    # A ranker that learned on has other scores for the same pair.
-    assert lists.known_logits(["q2"], weights_version=1) == {}
+def test_a_data_file_says_by_itself_how_its_scores_were_made(tmp_path: Path) -> None:
+    # Somebody finds it years later, away from its table.
+    lists = RankedLists(tmp_path, CONTRACT, dataset_fingerprint="f00d")
+    lists.commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0, miner="untrained")
+    (path,) = tmp_path.glob("job_id=job/round=0/*.parquet")
+    footer = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
+    assert ScoreContract.from_dict(json.loads(footer["dualdistill.contract"])) == CONTRACT
+    assert footer["dualdistill.dataset_fingerprint"] == lists.dataset_fingerprint == "f00d"
+    assert footer["dualdistill.miner"] == "untrained"
+    assert footer["dualdistill.code_version"] == version("dualdistill")
 
 
 def test_a_table_belongs_to_one_data_set_and_one_contract(tmp_path: Path) -> None:
-    place = ranked_lists_path(tmp_path, dataset_fingerprint="data", contract_fingerprint="score")
-    assert place == tmp_path / "ranked_lists" / "data" / "score"
+    place = ranked_lists_location(tmp_path, dataset_fingerprint="data", contract_fingerprint="score")
+    assert place.local == tmp_path / "ranked_lists" / "data" / "score"
     # Creating it twice keeps what is there.
     RankedLists(place, CONTRACT).commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0)
-    assert list(RankedLists(place, CONTRACT).chunk_files("job", 0)) == [0]
+    assert RankedLists(place, CONTRACT).rounds() == [RoundOfLists("job", 0, num_lists=1)]
 
 
 def test_the_whole_contract_is_kept_with_the_lists_and_no_other_is_let_in(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ def fill(
             job_id=job_id,
             round_number=round_number,
             rows_per_chunk=4,
+            scratch=lists.location.local / "_scratch",
             before_request=before_request,
         )
     )

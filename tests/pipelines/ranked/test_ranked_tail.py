@@ -1,12 +1,14 @@
 """What training reads is fixed by numbers: not by when chunks arrive, and not by how often it was interrupted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from lists_for_tests import CONTRACT, ranked_chunk
 
+from pipelines.ranked.data_file import DataFileReader
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import RankedRow, StreamPosition, follow
 
@@ -118,16 +120,16 @@ def test_reading_on_from_any_position_is_reading_on(complete: RankedLists) -> No
 
 def test_resuming_opens_only_the_chunk_it_needs(complete: RankedLists, monkeypatch: pytest.MonkeyPatch) -> None:
     # Seeking, not replaying: a job that dies late in a long round must not read it all again.
-    opened: list[int] = []
-    read_chunk = complete.read_chunk
+    opened: list[tuple[int, int]] = []
+    read_file = DataFileReader.read
 
-    def counting(data_file: str, *, chunk_id: int) -> object:
-        opened.append(chunk_id)
-        return read_chunk(data_file, chunk_id=chunk_id)
+    def counting(file: DataFileReader, first: int, last: int, fields: Sequence[str] | None) -> pa.Table:
+        opened.append((first, last))
+        return read_file(file, first, last, fields)
 
-    monkeypatch.setattr(complete, "read_chunk", counting)
+    monkeypatch.setattr(DataFileReader, "read", counting)
     assert [row.query_id for row, _ in read(complete, start=StreamPosition(0, 10))] == ["q10"]
-    assert opened == [3]
+    assert opened == [(3, 3)]
 
 
 def test_what_waiting_raises_ends_the_reading(tmp_path: Path) -> None:
@@ -140,6 +142,6 @@ def test_what_waiting_raises_ends_the_reading(tmp_path: Path) -> None:
 
 def test_a_row_carries_the_list_in_teacher_order(complete: RankedLists) -> None:
     row, _ = read(complete)[0]
-    assert row.doc_ids == ("d2", "d1")
+    assert row.doc_ids.tolist() == ["d2", "d1"]
     np.testing.assert_array_equal(row.teacher_logits, np.array([0.01, 0.0], dtype=np.float32))
     np.testing.assert_array_equal(row.relevance, [-1, -1])  # unjudged, which is not the same as judged 0

@@ -16,6 +16,7 @@ from tiny import RecordingJournal, tiny_spec
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import Cancelled, DataError, RankedListsError
 from pipelines.pretrained import load_folder_tokenizer
+from pipelines.ranked.log import FileEntry
 from pipelines.ranked.table import RankedLists
 from pipelines.teacher.scorer import ScoreRequest
 
@@ -276,12 +277,12 @@ def test_a_committed_list_that_is_gone_is_an_error_and_no_hang(
     tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Somebody vacuumed or restored the table under a running job.
-    whole = RankedLists.chunk_files
+    whole = RankedLists.files
 
-    def without_the_third(lists: RankedLists, job_id: str, round_number: int) -> dict[int, str]:
-        return {number: file for number, file in whole(lists, job_id, round_number).items() if number != 3}
+    def without_the_third(lists: RankedLists, *place: str | int) -> list[FileEntry]:
+        return [entry for entry in whole(lists, *place) if not entry.first_chunk <= 3 <= entry.last_chunk]
 
-    monkeypatch.setattr(RankedLists, "chunk_files", without_the_third)
+    monkeypatch.setattr(RankedLists, "files", without_the_third)
     raised = within(30, lambda: run(tiny_root, tmp_path))
     assert isinstance(raised, RankedListsError)
     assert "a chunk of its lists is missing" in str(raised)

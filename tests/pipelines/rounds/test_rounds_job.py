@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from jobs_for_tests import list_rows, run, student_bytes
+from lists_for_tests import candidates_of
 from tiny import NUM_POOL, NUM_TEST, NUM_TRAIN, RecordingJournal, tiny_spec
 
 from pipelines import control
@@ -237,18 +239,16 @@ def test_the_control_takes_as_many_steps_as_the_job(
 
 
 def test_candidates_are_mined_once(tmp_path: Path) -> None:
-    import pyarrow as pa
-
     calls: list[int] = []
 
-    def mine() -> pa.Table:
+    def mine() -> list[pa.Table]:
         calls.append(1)
-        return pa.table({"query_id": ["q"]})
+        return [candidates_of({"q": ["d"]})]
 
     path = tmp_path / "work" / "candidates.parquet"
     path.parent.mkdir()
     path.with_suffix(".partial").write_bytes(b"an earlier attempt died here")
-    assert mine_once(path, mine) == mine_once(path, mine)
+    assert mine_once(path, mine).read() == mine_once(path, mine).read()
     assert calls == [1]
     assert [entry.name for entry in path.parent.iterdir()] == ["candidates.parquet"]
 

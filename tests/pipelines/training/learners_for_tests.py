@@ -7,10 +7,11 @@ import torch
 from tiny import tiny_spec
 
 from pipelines.corpus.dataset import Dataset
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder, load_student
-from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.batches import ListBatch, batches
 from pipelines.training.labelled import labelled_rows
 
 CPU = torch.device("cpu")
@@ -26,5 +27,5 @@ def first_batch(dataset: Dataset, labelled: pa.Table, *, width: int = 4, size: i
     """No candidate has a teacher's score."""
     start = StreamPosition()
     rows = labelled_rows(labelled, start=start, seed=0)
-    batch, _ = next(batches(rows, dataset, queries_per_step=size, width=width, rule=GOLD, seed=0, start=start))
+    batch, _ = next(batches(rows, dataset, queries_per_step=size, width=width, rule=GOLD, seed=0))
     return batch

@@ -7,12 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from chunks_for_tests import confidence_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.corpus.dataset import Dataset
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import RankedRow, StreamPosition
-from pipelines.training.batches import ListBatch, PositiveRule, batches, choose
+from pipelines.training.batches import ListBatch, batches, choose
 
 TEACHER = PositiveRule(use_labels=True, teacher_top=True, min_confidence=0.5)
 GOLD = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
@@ -21,11 +23,13 @@ GOLD = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 def row(
     docs: list[str], *, logits: list[float] | None = None, gold: dict[str, int] | None = None, query: str = "q"
 ) -> RankedRow:
+    scores = logits or [-float(i) for i in range(len(docs))]
     return RankedRow(
         query_id=query,
-        doc_ids=tuple(docs),
-        teacher_logits=np.array(logits or [-float(i) for i in range(len(docs))], dtype=np.float32),
+        doc_ids=np.array(docs, dtype=np.object_),
+        teacher_logits=np.array(scores, dtype=np.float32),
         relevance=np.array([(gold or {}).get(doc, -1) for doc in docs], dtype=np.int16),
+        confidence=confidence_of(scores),
     )
 
 
@@ -37,9 +41,10 @@ ROWS = st.integers(0, 14).flatmap(
     lambda n: st.builds(
         lambda logits, relevance: RankedRow(
             query_id="q",
-            doc_ids=tuple(f"d{i}" for i in range(n)),
+            doc_ids=np.array([f"d{i}" for i in range(n)], dtype=np.object_),
             teacher_logits=np.array(sorted(logits, reverse=True), dtype=np.float32),
             relevance=np.array(relevance, dtype=np.int16),
+            confidence=confidence_of(logits),
         ),
         st.lists(st.floats(-20, 20, width=32), min_size=n, max_size=n),
         st.lists(st.sampled_from([-1, -1, -1, 0, 1, 2]), min_size=n, max_size=n),
@@ -57,7 +62,7 @@ def test_a_chosen_list_is_part_of_the_list_in_its_order(
     if chosen is None:
         return
     assert 2 <= len(chosen.doc_ids) <= width
-    places = [ranked.doc_ids.index(doc) for doc in chosen.doc_ids]
+    places = [ranked.doc_ids.tolist().index(doc) for doc in chosen.doc_ids]
     assert all(a < b for a, b in pairwise(places))
     np.testing.assert_array_equal(chosen.teacher_logits, ranked.teacher_logits[places])
     if golds and rule.use_labels:
@@ -140,8 +145,8 @@ def test_without_use_labels_gold_is_one_candidate_among_others() -> None:
 
 
 def stream(rows: list[RankedRow]) -> Iterator[tuple[RankedRow, StreamPosition]]:
-    for place, item in enumerate(rows, start=1):
-        yield item, StreamPosition(0, place)
+    for place, item in enumerate(rows):
+        yield dataclasses.replace(item, place=StreamPosition(0, place)), StreamPosition(0, place + 1)
 
 
 def one_batch(dataset: Dataset, *rows: RankedRow, rule: PositiveRule = TEACHER, width: int = 8) -> ListBatch:
@@ -152,7 +157,6 @@ def one_batch(dataset: Dataset, *rows: RankedRow, rule: PositiveRule = TEACHER, 
         width=width,
         rule=rule,
         seed=1,
-        start=StreamPosition(),
     )
     return batch
 
@@ -214,7 +218,7 @@ def test_a_list_without_positive_knows_nothing_relevant(dataset: Dataset) -> Non
 
 def test_unusable_rows_are_passed_over_and_the_last_batch_may_be_smaller(dataset: Dataset) -> None:
     rows = [row(["d1", "d2"], query="train0") if i != 1 else row(["d1"], query="train1") for i in range(6)]
-    found = list(batches(stream(rows), dataset, queries_per_step=2, width=4, rule=GOLD, seed=1, start=StreamPosition()))
+    found = list(batches(stream(rows), dataset, queries_per_step=2, width=4, rule=GOLD, seed=1))
     assert [(len(batch.query_texts), position.ordinal) for batch, position in found] == [(2, 3), (2, 5), (1, 6)]
 
 
@@ -222,11 +226,11 @@ def test_what_a_row_contributes_depends_on_its_place_only(dataset: Dataset) -> N
     # So that a resumed run draws what the uninterrupted one would have.
     rows = [row([f"d{i}" for i in range(30)], query="train0") for _ in range(8)]
     settings = {"queries_per_step": 2, "width": 6, "rule": GOLD}
-    whole = list(batches(stream(rows), dataset, seed=1, start=StreamPosition(), **settings))
+    whole = list(batches(stream(rows), dataset, seed=1, **settings))
     _, position = whole[1]
-    rest = list(batches(list(stream(rows))[position.ordinal :], dataset, seed=1, start=position, **settings))
+    rest = list(batches(list(stream(rows))[position.ordinal :], dataset, seed=1, **settings))
     assert [batch.document_texts for batch, _ in rest] == [batch.document_texts for batch, _ in whole[2:]]
-    other = list(batches(stream(rows), dataset, seed=2, start=StreamPosition(), **settings))
+    other = list(batches(stream(rows), dataset, seed=2, **settings))
     assert other[0][0].document_texts != whole[0][0].document_texts
 
 

@@ -18,10 +18,11 @@ from pipelines.corpus.dataset import Dataset
 from pipelines.devices import seed_everything
 from pipelines.errors import CheckpointError, ObjectiveError
 from pipelines.ranked.filling import fill_round
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import StreamPosition, follow
 from pipelines.student.model import load_student
-from pipelines.training.batches import ListBatch, PositiveRule, batches
+from pipelines.training.batches import ListBatch, batches
 from pipelines.training.checkpoints import Checkpoints, RunPoint
 from pipelines.training.loop import LoopSettings, StepReport, train
 from pipelines.training.student_step import StudentStep
@@ -39,7 +40,14 @@ def lists(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> RankedL
     lists = RankedLists(tmp_path_factory.mktemp("lists"), CONTRACT)
     table = candidates_of(lists_of(dataset, NUM_QUERIES, width=8))
     filled = fill_round(
-        table, TextPairs(dataset), lists, CountingScorer(), job_id="job", round_number=0, rows_per_chunk=PER_CHUNK
+        table,
+        TextPairs(dataset),
+        lists,
+        CountingScorer(),
+        job_id="job",
+        round_number=0,
+        rows_per_chunk=PER_CHUNK,
+        scratch=tmp_path_factory.mktemp("scratch") / "known",
     )
     assert len(list(filled)) == 5
     return lists
@@ -63,7 +71,7 @@ def learn(lists: RankedLists, dataset: Dataset, encoder_folder: Path) -> Callabl
             wait=lambda: pytest.fail("nothing is missing"),
         )
         rule = PositiveRule(use_labels=True, teacher_top=True, min_confidence=0.2)
-        return batches(rows, dataset, queries_per_step=PER_STEP, width=4, rule=rule, seed=1, start=start)
+        return batches(rows, dataset, queries_per_step=PER_STEP, width=4, rule=rule, seed=1)
 
     def learn(folder: Path | None, *, kill_at: int = 0, every: int = 2) -> tuple[bytes, list[StepReport]]:
         reports: list[StepReport] = []

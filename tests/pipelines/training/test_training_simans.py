@@ -4,19 +4,22 @@ Why: a setting that does not arrive, or that moves when a run is killed and resu
 cannot be reproduced.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from chunks_for_tests import confidence_of
 from pydantic import ValidationError
 
 from pipelines.corpus.dataset import Dataset
 from pipelines.objectives.simans import simans_weights
+from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import RankedRow, StreamPosition
 from pipelines.spec import NegativeSampling
-from pipelines.training.batches import PositiveRule, batches, choose
+from pipelines.training.batches import batches, choose
 
 GOLD = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 SIMANS = NegativeSampling(strategy="simans", a=0.5, b=1.0)
@@ -27,15 +30,16 @@ LOGITS = np.linspace(8, -8, 24).astype(np.float32)
 def row(*, gold: dict[str, int] | None = None, query: str = "train0") -> RankedRow:
     return RankedRow(
         query_id=query,
-        doc_ids=DOCS,
+        doc_ids=np.array(DOCS, dtype=np.object_),
         teacher_logits=LOGITS,
         relevance=np.array([(gold or {}).get(doc, -1) for doc in DOCS], dtype=np.int16),
+        confidence=confidence_of(LOGITS),
     )
 
 
 def stream(rows: list[RankedRow]) -> Iterator[tuple[RankedRow, StreamPosition]]:
-    for place, item in enumerate(rows, start=1):
-        yield item, StreamPosition(0, place)
+    for place, item in enumerate(rows):
+        yield dataclasses.replace(item, place=StreamPosition(0, place)), StreamPosition(0, place + 1)
 
 
 def drawn(negatives: NegativeSampling, *, gold: dict[str, int], seeds: int, width: int) -> Counter[str]:
@@ -100,7 +104,8 @@ def test_a_teachers_own_positive_is_a_positive_too() -> None:
 
 
 def test_a_short_list_gives_all_it_has() -> None:
-    short = RankedRow("q", ("a", "b", "c"), np.array([90, 0, -90], np.float32), np.array([1, -1, -1], np.int16))
+    documents, relevance = np.array(["a", "b", "c"], np.object_), np.array([1, -1, -1], np.int16)
+    short = RankedRow("q", documents, np.array([90, 0, -90], np.float32), relevance)
     chosen = choose(short, width=8, rule=GOLD, rng=np.random.default_rng(0), negatives=SIMANS)
     assert chosen is not None
     assert chosen.doc_ids == ("a", "b", "c")
@@ -109,12 +114,12 @@ def test_a_short_list_gives_all_it_has() -> None:
 def test_what_a_row_draws_depends_on_seed_and_place_only(dataset: Dataset) -> None:
     rows = [row(gold={"d12": 1}) for _ in range(8)]
     settings: dict[str, Any] = {"queries_per_step": 2, "width": 6, "rule": GOLD, "negatives": SIMANS}
-    whole = list(batches(stream(rows), dataset, seed=1, start=StreamPosition(), **settings))
+    whole = list(batches(stream(rows), dataset, seed=1, **settings))
     _, position = whole[1]
-    rest = list(batches(list(stream(rows))[position.ordinal :], dataset, seed=1, start=position, **settings))
+    rest = list(batches(list(stream(rows))[position.ordinal :], dataset, seed=1, **settings))
     assert [batch.document_texts for batch, _ in rest] == [batch.document_texts for batch, _ in whole[2:]]
     assert len({tuple(batch.document_texts) for batch, _ in whole}) > 1, "another place, another draw"
-    other = list(batches(stream(rows), dataset, seed=2, start=StreamPosition(), **settings))
+    other = list(batches(stream(rows), dataset, seed=2, **settings))
     assert other[0][0].document_texts != whole[0][0].document_texts
 
 

@@ -1,0 +1,225 @@
+"""Compaction and vacuum change files, and nothing that a reader, a writer or a resumed run could notice."""
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lists_for_tests import CONTRACT, ranked_chunk
+
+from pipelines.errors import RankedListsError
+from pipelines.ranked import upkeep
+from pipelines.ranked.reader import RoundReader
+from pipelines.ranked.table import RankedLists
+from pipelines.ranked.tail import StreamPosition, follow
+from pipelines.ranked.upkeep import HOLD_EXPIRES_S, Hold, compact, vacuum
+
+HOUR = 3600.0
+
+
+def commit(lists: RankedLists, *chunk_ids: int, job_id: str = "job") -> None:
+    for chunk_id in chunk_ids:
+        rows = ranked_chunk(chunk_id, [f"q{chunk_id}-{i}" for i in range(3)], job_id=job_id)
+        lists.commit_chunk(rows, job_id=job_id, round_number=0, chunk_id=chunk_id)
+
+
+def data_files(path: Path) -> set[str]:
+    return {str(file.relative_to(path)) for file in path.rglob("*.parquet") if "_delta_log" not in file.parts}
+
+
+def age(path: Path, hours: float) -> None:
+    """Make every file of the table look older, and its log too."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            then = file.stat().st_mtime - hours * HOUR
+            os.utime(file, (then, then))
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> RankedLists:
+    return RankedLists(tmp_path / "lists", CONTRACT)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sets(st.integers(0, 12), min_size=1), st.integers(1, 40))
+def test_compaction_keeps_every_chunk_where_its_number_says(
+    tmp_path_factory: pytest.TempPathFactory, chunk_ids: set[int], row_group: int
+) -> None:
+    lists = RankedLists(tmp_path_factory.mktemp("lists"), CONTRACT)
+    commit(lists, *sorted(chunk_ids, key=lambda number: (number * 7) % 13))
+    reader = RoundReader(lists, "job", 0)
+    before = {number: reader.read(number, number).to_pylist() for number in chunk_ids}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.ranked.data_file.ROW_GROUP_CANDIDATES", row_group)
+        gone = compact(lists, "job", 0)
+    runs = sum(number - 1 not in chunk_ids for number in chunk_ids)
+    assert gone == len(chunk_ids) - runs
+    after = RoundReader(lists, "job", 0)
+    assert after.chunk_ids() == chunk_ids
+    assert {number: after.read(number, number).to_pylist() for number in chunk_ids} == before
+    rows = DeltaTable(lists.location.url).to_pyarrow_table()
+    assert len(rows) == 3 * len(chunk_ids)
+    assert set(rows["job_id"].to_pylist()) == {"job"}
+
+
+def test_a_compacted_file_has_row_groups_of_whole_chunks(lists: RankedLists, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(lists, *range(10))
+    monkeypatch.setattr("pipelines.ranked.data_file.ROW_GROUP_CANDIDATES", 12)  # two chunks of six candidates
+    assert compact(lists, "job", 0) == 9
+    (entry,) = lists.files()
+    assert lists.location.local is not None
+    file = pq.ParquetFile(lists.location.local / entry.path)
+    groups = [set(file.read_row_group(i)["chunk_id"].to_pylist()) for i in range(file.num_row_groups)]
+    assert groups == [{0, 1}, {2, 3}, {4, 5}, {6, 7}, {8, 9}]
+    assert file.schema_arrow.metadata[b"dualdistill.compacted_files"] == b"10"
+
+
+def test_a_chunk_that_was_compacted_is_still_committed_once(lists: RankedLists) -> None:
+    commit(lists, 0, 1, 2)
+    compact(lists, "job", 0)
+    commit(lists, 0, 1, 2, 3)
+    assert len(DeltaTable(lists.location.url).to_pyarrow_table()) == 12
+    compact(lists, "job", 0)
+    assert [(entry.first_chunk, entry.last_chunk) for entry in lists.files()] == [(0, 3)]
+
+
+def test_other_jobs_and_large_files_are_left_alone(lists: RankedLists, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(lists, 0, 1)
+    commit(lists, 0, 1, job_id="other")
+    untouched = {entry.path for entry in lists.files("other", 0)}
+    monkeypatch.setattr(upkeep, "SMALL_FILE_BYTES", 10)
+    assert compact(lists, "job", 0) == 0
+    monkeypatch.undo()
+    assert compact(lists, "job", 0) == 1
+    assert {entry.path for entry in lists.files("other", 0)} == untouched
+
+
+def test_of_two_compactions_at_once_one_is_refused_and_nothing_doubles(lists: RankedLists) -> None:
+    commit(lists, *range(6))
+    together = threading.Barrier(2)
+    gone: list[int] = []
+
+    def race() -> None:
+        mine = RankedLists(lists.location, CONTRACT)
+        together.wait()
+        gone.append(compact(mine, "job", 0))
+
+    threads = [threading.Thread(target=race) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(gone) == [0, 5]
+    assert len(DeltaTable(lists.location.url).to_pyarrow_table()) == 18
+
+
+def test_a_writer_commits_while_its_files_are_compacted(lists: RankedLists) -> None:
+    commit(lists, *range(4))
+    writer = RankedLists(lists.location, CONTRACT)
+
+    def commit_between(*_: object) -> Iterator[pa.Table]:
+        commit(writer, 4, 5)
+        yield from merge(*_)
+
+    merge = upkeep.merge_row_groups
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upkeep, "merge_row_groups", commit_between)
+        assert compact(lists, "job", 0) == 3
+    assert RoundReader(lists, "job", 0).chunk_ids() == set(range(6))
+    assert len(DeltaTable(lists.location.url).to_pyarrow_table()) == 18
+
+
+def test_a_vacuum_waits_for_the_retention(lists: RankedLists) -> None:
+    commit(lists, *range(3))
+    old = data_files(Path(lists.location.url))
+    compact(lists, "job", 0)
+    assert vacuum(lists) == []
+    assert old < data_files(Path(lists.location.url))
+    with pytest.raises(RankedListsError, match=r"retention_hours must be at least 1 .*0\.5"):
+        vacuum(lists, retention_hours=0.5)
+
+
+def test_a_vacuum_removes_what_left_the_log_and_what_a_dead_writer_left(
+    lists: RankedLists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(lists.location.url)
+    commit(lists, *range(3))
+    old = data_files(path)
+    # The log entry that removes them is two hours old.
+    now = time.time()
+    monkeypatch.setattr("pipelines.ranked.table.time.time", lambda: now - 2 * HOUR)
+    compact(lists, "job", 0)
+    monkeypatch.undo()
+    current = data_files(path) - old
+    orphan = path / "job_id=job/round=0/lists-orphan.parquet"
+    orphan.write_bytes(b"half a file")
+    fresh = path / "job_id=job/round=0/lists-being-written.parquet"
+    age(path, 2)
+    fresh.write_bytes(b"half a file")
+    removed = set(vacuum(lists, retention_hours=1))
+    assert removed == old | {str(orphan.relative_to(path))}
+    assert data_files(path) == current | {str(fresh.relative_to(path))}
+    assert RoundReader(lists, "job", 0).chunk_ids() == {0, 1, 2}
+
+
+def test_a_vacuum_removes_nothing_that_a_reader_holds(lists: RankedLists, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The reader began three hours ago and has the old files open; the retention alone would let them go.
+    path = Path(lists.location.url)
+    commit(lists, *range(3))
+    old = data_files(path)
+    now = time.time()
+    hold = Hold(lists, clock=lambda: now - 3 * HOUR)
+    monkeypatch.setattr("pipelines.ranked.table.time.time", lambda: now - 2 * HOUR)
+    compact(lists, "job", 0)
+    monkeypatch.undo()
+    age(path, 2)
+    assert vacuum(lists, retention_hours=1) == []
+    hold.release()
+    assert set(vacuum(lists, retention_hours=1)) == old
+
+
+def test_a_hold_is_renewed_and_one_of_a_dead_reader_expires(lists: RankedLists) -> None:
+    path = Path(lists.location.url)
+    now = time.time()
+    clock = [now]
+    hold = Hold(lists, clock=lambda: clock[0])
+    (file,) = (path / "_holds").iterdir()
+    file.unlink()
+    clock[0] += 59
+    hold.renew()
+    assert list((path / "_holds").iterdir()) == []
+    clock[0] += 2
+    hold.renew()
+    assert list((path / "_holds").iterdir()) == [file]
+    vacuum(lists, clock=lambda: now + HOLD_EXPIRES_S - HOUR)
+    assert file.exists()
+    vacuum(lists, clock=lambda: now + HOLD_EXPIRES_S + HOUR)
+    assert not file.exists()
+    hold.release()  # its file is gone already
+
+
+def test_whoever_follows_a_table_holds_it(lists: RankedLists) -> None:
+    path = Path(lists.location.url)
+    commit(lists, 0)
+    rows = follow(
+        lists,
+        job_id="job",
+        round_number=0,
+        num_rows=3,
+        rows_per_chunk=3,
+        start=StreamPosition(),
+        epochs=1,
+        seed=0,
+        wait=lambda: None,
+    )
+    next(rows)
+    assert len(list((path / "_holds").iterdir())) == 1
+    rows.close()
+    assert list((path / "_holds").iterdir()) == []
