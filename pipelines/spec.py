@@ -5,8 +5,6 @@ Leaves: a `DistillationSpec`, or a `SpecError` whose problems name the field's p
 Unknown keys are refused, so that a misspelt setting is never silently the default.
 """
 
-import difflib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -24,17 +22,20 @@ from pipelines.spec_sections import (
     DenseSpec,
     DualHeadSpec,
     EvaluationSpec,
+    FilterSpec,
     MatryoshkaSpec,
     ModelSpec,
     Name,
     NegativeSampling,
     RankerTrainingSpec,
+    RankWindow,
     Section,
     StudentSpec,
     TeacherSpec,
     TrainingSpec,
     UnlabelledSpec,
 )
+from pipelines.spec_sections.wording import problems_of, short
 
 __all__ = [
     "AutoscaleSpec",
@@ -45,15 +46,18 @@ __all__ = [
     "DistillationSpec",
     "DualHeadSpec",
     "EvaluationSpec",
+    "FilterSpec",
     "MatryoshkaSpec",
     "ModelSpec",
     "NegativeSampling",
+    "RankWindow",
     "RankerTrainingSpec",
     "SpecError",
     "StudentSpec",
     "TeacherSpec",
     "TrainingSpec",
     "UnlabelledSpec",
+    "load_filters",
     "load_spec",
     "parse_spec",
 ]
@@ -153,60 +157,7 @@ def parse_spec(data: Any) -> DistillationSpec:
     try:
         return DistillationSpec.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_problems(error, data)) from error
-
-
-def _problems(error: ValidationError, data: Any) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for item in error.errors(include_url=False):
-        path = ".".join(_located(item["loc"], data))
-        if item["type"] == "value_error":
-            for message in str(item["ctx"]["error"]).splitlines():
-                field, _, detail = message.partition(": ")
-                known = detail and " " not in field
-                found.append((f"{path}.{field}".lstrip("."), detail) if known else (path or "spec", message))
-            continue
-        found.append((path or "spec", _detail(item)))
-    return found
-
-
-def _detail(item: Any) -> str:
-    """What is wrong with one value, in the words of a YAML file and not of the validating library."""
-    match item["type"]:
-        case "missing":
-            return str(item["msg"])
-        case "extra_forbidden":
-            return "unknown field"
-        case "union_tag_invalid":
-            known = re.findall(r"'(\w+)'", item["ctx"]["expected_tags"])
-            close = difflib.get_close_matches(str(item["ctx"]["tag"]), known, n=1)
-            meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            return f"unknown name {item['ctx']['tag']!r}; {meant}"
-        case "union_tag_not_found":
-            return f"Field required: name, got {_short(item['input'])}"
-        case "tuple_type":
-            return f"should be a list, got {_short(item['input'])}"
-    return f"{item['msg']}, got {_short(item['input'])}"
-
-
-def _located(loc: tuple[str | int, ...], data: Any) -> list[str]:
-    """The parts of an error's place that exist in the document: a union's tag (an objective's name) does not."""
-    parts: list[str] = []
-    node = data
-    for part in loc:
-        if isinstance(node, dict) and part not in node and node.get("name") == part:
-            continue
-        parts.append(str(part))
-        if isinstance(node, dict):
-            node = node.get(part)
-        else:
-            node = node[part] if isinstance(node, list) and isinstance(part, int) and part < len(node) else None
-    return parts
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        raise SpecError(problems_of(error, data)) from error
 
 
 def load_spec(path: Path, overrides: Mapping[str, str] | None = None) -> DistillationSpec:
@@ -215,6 +166,37 @@ def load_spec(path: Path, overrides: Mapping[str, str] | None = None) -> Distill
     Raises:
         SpecError: the file is missing, is not YAML, or does not describe a valid job.
     """
+    return parse_spec(_overridden(_mapping(path), overrides or {}))
+
+
+def load_filters(path: Path | None, overrides: Mapping[str, str] | None = None) -> FilterSpec:
+    """Read filters from a YAML file (their fields, or a `filters` section, or a job file), then override some.
+
+    Args:
+        path: the file; None: no filters.
+        overrides: setting -> YAML value, as in `load_spec`.
+
+    Raises:
+        SpecError: the file is missing, is not YAML, or does not describe filters.
+    """
+    data = _filters_of(_mapping(path)) if path else {}
+    try:
+        return FilterSpec.model_validate(_overridden(data, overrides or {}))
+    except ValidationError as error:
+        raise SpecError(problems_of(error, data)) from error
+
+
+def _filters_of(data: dict[str, Any]) -> dict[str, Any]:
+    """The part of a file that is about filters; a job file without any has none."""
+    training = data.get("training")
+    filters = training.get("filters", {}) if isinstance(training, dict) else data.get("filters", data)
+    if not isinstance(filters, dict):
+        raise SpecError([("filters", f"should be a mapping, got {short(filters)}")])
+    return filters
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file holds."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -224,17 +206,21 @@ def load_spec(path: Path, overrides: Mapping[str, str] | None = None) -> Distill
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError([("spec", f"{str(path)!r} is not YAML: {error}")]) from error
     if not isinstance(data, dict):
-        raise SpecError([("spec", f"{str(path)!r} must hold a mapping, got {_short(data)}")])
-    for dotted, value in (overrides or {}).items():
+        raise SpecError([("spec", f"{str(path)!r} must hold a mapping, got {short(data)}")])
+    return data
+
+
+def _overridden(data: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
+    for dotted, value in overrides.items():
         _assign(data, dotted, _yaml_value(dotted, value))
-    return parse_spec(data)
+    return data
 
 
 def _yaml_value(dotted: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError([(dotted, f"{_short(text)} is not a YAML value")]) from error
+        raise SpecError([(dotted, f"{short(text)} is not a YAML value")]) from error
 
 
 def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:

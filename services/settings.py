@@ -42,6 +42,8 @@ class Settings:
     """Where the gateway reaches the teacher pools' HTTP proxy; its port is the one that the proxy listens on."""
     serve_host: str = "127.0.0.1"
     """What the proxy binds to: loopback, unless the gateway runs on another machine than Ray's head."""
+    lists_url: str | None = None
+    """Where ranked lists are kept: a folder, or s3://bucket/prefix; None is below `root`."""
     hang_after_s: float = 600.0
     """A call that is in a replica's engine for longer than this counts as hung, and its replica is replaced."""
 
@@ -59,6 +61,7 @@ class Settings:
             ray_token=ray_token(),
             serve_url=env.get("DUALDISTILL_SERVE_URL", cls.serve_url),
             serve_host=env.get("DUALDISTILL_SERVE_HOST", cls.serve_host),
+            lists_url=env.get("DUALDISTILL_LISTS_URL") or None,
             hang_after_s=float(env.get("DUALDISTILL_HANG_AFTER_S", cls.hang_after_s)),
             heartbeat_timeout_s=float(env.get("DUALDISTILL_HEARTBEAT_TIMEOUT_S", "120")),
             cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),

@@ -13,6 +13,7 @@ from pipelines.spec_sections.data import (
     EvaluationSpec,
     UnlabelledSpec,
 )
+from pipelines.spec_sections.filters import FilterSpec, RankWindow
 from pipelines.spec_sections.models import (
     AnswersSpec,
     AutoscaleSpec,
@@ -33,10 +34,12 @@ __all__ = [
     "DenseSpec",
     "DualHeadSpec",
     "EvaluationSpec",
+    "FilterSpec",
     "MatryoshkaSpec",
     "ModelSpec",
     "Name",
     "NegativeSampling",
+    "RankWindow",
     "RankerTrainingSpec",
     "Section",
     "StudentSpec",

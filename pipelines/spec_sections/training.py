@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from pipelines.objective_terms import InfoNCE, ListKL, ObjectiveTerm
 from pipelines.spec_sections.base import LearningRate, Positive, Section, TrainingDtype
+from pipelines.spec_sections.filters import FilterSpec
 
 __all__ = ["NegativeSampling", "TrainingSpec"]
 
@@ -47,6 +48,8 @@ class TrainingSpec(Section):
     several)."""
     use_labels: bool = True
     """False: labels teach the teacher only, and the student treats labelled queries as unlabelled ones."""
+    filters: FilterSpec = FilterSpec()
+    """What of a stored list is read at all; `negatives` then draws from what is left."""
     negatives: NegativeSampling = NegativeSampling()
     learning_rate: LearningRate = 3e-4
     objective_learning_rate: LearningRate = 1e-2

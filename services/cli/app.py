@@ -13,6 +13,9 @@ from rich.table import Table
 from pipelines.errors import PipelineError
 from pipelines.spec import SpecError, load_spec
 from services.cli.client import GatewayClient, RequestRefused
+from services.cli.filter_report import filter_report
+from services.cli.lists import lists
+from services.cli.lists_upkeep import compact, vacuum
 from services.cli.output import LOCAL_URL, Url, console, refuse_bad_input
 from services.cli.results import print_result
 from services.cli.teachers import rerank, teachers
@@ -25,6 +28,10 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 jobs = typer.Typer(no_args_is_help=True, help="Look at jobs and cancel them.")
 app.add_typer(jobs, name="jobs")
 app.add_typer(teachers, name="teachers")
+app.add_typer(lists, name="lists")
+lists.command("filter-report")(filter_report)
+lists.command()(compact)
+lists.command()(vacuum)
 app.command()(rerank)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
@@ -100,6 +107,9 @@ def run(
     job: JobFile,
     root: Root = _LOCAL_ROOT,
     data_root: Annotated[Path, typer.Option(help="What dataset.path and model folders are relative to.")] = Path(),
+    lists_url: Annotated[
+        str | None, typer.Option(envvar="DUALDISTILL_LISTS_URL", help="Where ranked lists go, if not below the root.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Run a job in this process: no service, no Ray; for notebooks, debugging and small data."""
@@ -107,7 +117,9 @@ def run(
 
     spec = refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
     try:
-        artifacts, result = run_in_process(spec, root=root.resolve(), data_root=data_root.resolve(), console=console)
+        artifacts, result = run_in_process(
+            spec, root=root.resolve(), data_root=data_root.resolve(), lists_url=lists_url, console=console
+        )
     except PipelineError as error:
         console.print(f"[red]failed[/] ({error.reason}): {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -69,7 +69,13 @@ class ConsoleJournal:
 
 
 def run_in_process(
-    spec: DistillationSpec, *, root: Path, data_root: Path, console: Console, num_cpus: int | None = None
+    spec: DistillationSpec,
+    *,
+    root: Path,
+    data_root: Path,
+    console: Console,
+    lists_url: str | None = None,
+    num_cpus: int | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Run `spec`; returns the artifacts folder and the result.
 
@@ -98,6 +104,7 @@ def run_in_process(
             side_task=side_task,
             side_task_cpus=share,
             journal=ConsoleJournal(console),
+            lists_url=lists_url,
         )
         try:
             return context.artifacts, run_job(context)

@@ -108,6 +108,7 @@ def _context(settings: Settings, session: DriverSession, job: Job, journal: Stor
         side_task=side_task,
         side_task_cpus=settings.driver_cpus,
         journal=journal,
+        lists_url=settings.lists_url,
     )
 
 
