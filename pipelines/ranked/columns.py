@@ -68,7 +68,12 @@ class ListColumns:
     @cached_property
     def doc_id(self) -> npt.NDArray[np.object_]:
         """[C] str."""
-        return _strings(self._candidates.field("doc_id"))
+        return _strings(self.doc_ids)
+
+    @cached_property
+    def doc_ids(self) -> pa.StringArray:
+        """[C], as Arrow keeps them: a fraction of the memory of Python's strings."""
+        return self._candidates.field("doc_id")
 
     @cached_property
     def teacher_logit(self) -> npt.NDArray[np.float32]:

@@ -171,7 +171,7 @@ class _Piece:
     """Lists in the order in which they are seen."""
     query_ids: npt.NDArray[np.object_]
     offsets: npt.NDArray[np.int64]
-    doc_ids: npt.NDArray[np.object_]
+    doc_ids: pa.StringArray
     teacher_logits: npt.NDArray[np.float32]
     relevance: npt.NDArray[np.int16]
     confidence: npt.NDArray[np.float64]
@@ -180,21 +180,22 @@ class _Piece:
     def of(
         cls, columns: ListColumns, rows: npt.NDArray[np.int64], start: StreamPosition, view: View | None
     ) -> "_Piece":
-        offsets, doc_ids = columns.offsets, columns.doc_id
+        offsets, doc_ids = columns.offsets, columns.doc_ids
         logits, relevance = columns.teacher_logit, columns.relevance
         if view is not None:
             kept, relevance = view(columns)
             offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
-            doc_ids, logits, relevance = doc_ids[kept], logits[kept], relevance[kept]
+            doc_ids, logits, relevance = doc_ids.filter(pa.array(kept)), logits[kept], relevance[kept]
         confidence = np.nan_to_num(top_probability(columns))
         return cls(start, rows, columns.query_id, offsets, doc_ids, logits, relevance, confidence)
 
     def row(self, number: int, position: StreamPosition) -> RankedRow:
         place = self.rows[number]
-        part = slice(self.offsets[place], self.offsets[place + 1])
+        begin, end = self.offsets[place], self.offsets[place + 1]
+        part = slice(begin, end)
         return RankedRow(
             query_id=self.query_ids[place],
-            doc_ids=self.doc_ids[part],
+            doc_ids=self.doc_ids.slice(begin, end - begin).to_numpy(zero_copy_only=False),
             teacher_logits=self.teacher_logits[part],
             relevance=self.relevance[part],
             confidence=float(self.confidence[place]),

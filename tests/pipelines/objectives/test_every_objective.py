@@ -126,7 +126,7 @@ def options_of(name):
     """The defaults, and every other choice of each parameter that is one of several words, a flag or a small number."""
     info = OBJECTIVES[name]
     found = [{}]
-    for parameter in info.parameters:
+    for parameter in sorted(info.parameters):
         annotation = info.term.model_fields[parameter].annotation
         words = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
         found += [{parameter: word} for word in words]

@@ -18,6 +18,7 @@ from pipelines.ranked.schema import rank_candidates
 from pipelines.ranked.table import RankedLists, ranked_lists_location
 from pipelines.teacher.contract import ScoreContract
 from services.cli.filter_report import filter_report
+from services.cli.output import console
 
 Report = Callable[..., Result]
 CONTRACT = ScoreContract(model_id="fake", revision=None, weights_hash="0" * 64, max_length=48, dtype="fp32")
@@ -57,12 +58,11 @@ def commit(root: Path, dataset_fingerprint: str, round_number: int, lists: dict[
 
 
 @pytest.fixture
-def report(tmp_path: Path) -> Report:
+def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Report:
+    monkeypatch.setattr(console, "width", 160)
     command = typer.Typer()
     command.command()(filter_report)
-    return lambda *arguments: CliRunner().invoke(
-        command, ["--root", str(tmp_path / "root"), *map(str, arguments)], env={"COLUMNS": "160"}
-    )
+    return lambda *arguments: CliRunner().invoke(command, ["--root", str(tmp_path / "root"), *map(str, arguments)])
 
 
 @pytest.fixture

@@ -1,0 +1,70 @@
+"""Items are made ahead, in order; errors come in their place; whoever closes does not wait."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pipelines.ranked.read_ahead import read_ahead
+
+
+def test_items_come_in_order_and_the_next_is_made_meanwhile() -> None:
+    made = [threading.Event() for _ in range(5)]
+
+    def items(_: Callable[[], None]) -> Iterator[int]:
+        for number in range(5):
+            made[number].set()
+            yield number
+
+    stream = read_ahead(items)
+    assert next(stream) == 0
+    assert made[1].wait(5)
+    assert list(stream) == [1, 2, 3, 4]
+
+
+def test_no_more_are_made_than_fit() -> None:
+    made: list[int] = []
+
+    def items(_: Callable[[], None]) -> Iterator[int]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    stream = read_ahead(items, depth=2)
+    assert next(stream) == 0
+    time.sleep(0.3)
+    assert len(made) <= 4, "the one in use, two that lie ready, one in the making"
+    stream.close()
+
+
+def test_an_error_comes_where_it_happened() -> None:
+    def items(_: Callable[[], None]) -> Iterator[int]:
+        yield 1
+        raise ValueError("the second is broken")
+
+    stream = read_ahead(items)
+    assert next(stream) == 1
+    with pytest.raises(ValueError, match="the second is broken"):
+        next(stream)
+
+
+def test_closing_ends_the_iterator_and_waits_for_nobody() -> None:
+    # An error in training must stop the scoring at once, not when a thread that waits for a chunk looks up.
+    ended, go_on = threading.Event(), threading.Event()
+
+    def items(check: Callable[[], None]) -> Iterator[int]:
+        try:
+            yield 1
+            go_on.wait(30)
+            check()
+            raise AssertionError("nobody wanted more")
+        finally:
+            ended.set()
+
+    stream = read_ahead(items)
+    next(stream)
+    stream.close()
+    assert not ended.is_set()
+    go_on.set()
+    assert ended.wait(5)
