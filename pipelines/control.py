@@ -8,8 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from pipelines.candidates.file import CandidatesFile
 from pipelines.candidates.miner import embed_corpus
 from pipelines.comparison import student_run
 from pipelines.corpus.dataset import load_dataset
@@ -53,10 +52,15 @@ def run_control(task: ControlTask) -> PerQuery:
     student = load_student(task.student_folder, kind, dropout=spec.training.dropout, device=resolve_device())
     one_round = loop_settings(spec, len(training_queries(spec, dataset)))
     settings = dataclasses.replace(one_round, total_steps=spec.rounds * one_round.total_steps)
-    train_label_only(student, dataset, pq.read_table(task.labelled_candidates), spec, settings)
+    train_label_only(student, dataset, CandidatesFile(task.labelled_candidates), spec, settings)
     judged = dataset.judged(spec.dataset.test_split or "")
     qrels = {query_id: judged[query_id] for query_id in task.test_queries}
-    outcome = evaluate(qrels, student_run(embed_corpus(student, dataset), dataset, task.test_queries))
+    # Of another attempt's student, should one have died here: training on CPU threads is not the same bit for bit.
+    embeddings = task.output.with_name("control.npy")
+    embeddings.unlink(missing_ok=True)
+    corpus = embed_corpus(student, dataset, path=embeddings)
+    embeddings.unlink()  # the map stays
+    outcome = evaluate(qrels, student_run(corpus, dataset, task.test_queries))
     scratch = task.output.with_suffix(".partial")
     scratch.write_text(json.dumps(outcome), encoding="utf-8")
     scratch.rename(task.output)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipelines.candidates.file import CandidatesFile
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, mine_once
 from pipelines.comparison import RUN_DEPTH, top_of_each
 from pipelines.corpus.dataset import Dataset
@@ -83,8 +84,8 @@ class HeldOut:
         judged = dataset.judged(split)
         first_stage = mine_once(
             context.work / "candidates-test.parquet",
-            lambda: miner.mine(queries, corpus=corpus, judged={}, depth=max(RUN_DEPTH, settings.rerank_depth)),
-        )
+            lambda: miner.mine_blocks(queries, corpus=corpus, judged={}, depth=max(RUN_DEPTH, settings.rerank_depth)),
+        ).read()
         qrels = {query_id: judged[query_id] for query_id in queries}
         return cls(queries, qrels, first_stage, top_of_each(first_stage, settings.rerank_depth))
 
@@ -96,37 +97,38 @@ def job_miner(context: JobContext, dataset: Dataset) -> Miner:
     if dense and dense.encoder:
         folder = resolve_model(dense.encoder.model.id, dense.encoder.model.revision, roots=context.model_roots)
         encoder = load_student(folder, dense.encoder, dropout=0.0, device=resolve_device())
-    return Miner(dataset, context.spec.candidates, encoder=encoder)
+    return Miner(dataset, context.spec.candidates, encoder=encoder, path=context.work / "embeddings" / "fixed.npy")
 
 
 def labelled_candidates(
     context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus
-) -> tuple[Path, pa.Table] | None:
-    """Candidates of the labelled queries, positives first, and the file they are in; None without a train split."""
+) -> CandidatesFile | None:
+    """Candidates of the labelled queries, positives first; None without a train split."""
     split = context.spec.dataset.train_split
     if split is None:
         return None
-    path = context.work / "candidates-labelled.parquet"
-    table = mine_once(
-        path,
-        lambda: miner.mine(dataset.labelled_queries(split), corpus=corpus, judged=dataset.judged_rows(split)),
+    return mine_once(
+        context.work / "candidates-labelled.parquet",
+        lambda: miner.mine_blocks(
+            dataset.labelled_queries(split),
+            corpus=corpus,
+            judged=dataset.judged_rows(split),
+            scratch=context.work / "embeddings" / "queries.npy",
+        ),
     )
-    return path, table
 
 
-def job_teacher(
-    context: JobContext, dataset: Dataset, labelled: tuple[Path, pa.Table] | None
-) -> tuple[Path, ScoreContract]:
+def job_teacher(context: JobContext, dataset: Dataset, labelled: CandidatesFile | None) -> tuple[Path, ScoreContract]:
     """The folder of the job's teacher, fine-tuned first if the spec asks for it, and the contract of its scores."""
     teacher = context.spec.teacher
     folder = resolve_model(teacher.model.id, teacher.model.revision, roots=context.model_roots)
     model_id, revision = teacher.model.id, teacher.model.revision
-    if teacher.train and labelled:
-        key = teacher_key(folder, dataset, labelled[1], teacher, seed=context.spec.seed)
+    if teacher.train and labelled is not None:
+        key = teacher_key(folder, dataset, labelled, teacher, seed=context.spec.seed)
         folder = learn_teacher(
             folder,
             dataset,
-            labelled[1],
+            labelled,
             teacher,
             seed=context.spec.seed,
             folder=context.root / "teachers",

@@ -26,14 +26,14 @@ from pipelines.candidates.file import CandidatesFile, num_pairs
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus, mine_once
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
-from pipelines.errors import Cancelled, DataError, RankedListsError
+from pipelines.errors import DataError, RankedListsError
 from pipelines.journal import Journal
-from pipelines.ranked.filling import fill_round
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import StreamPosition, follow
 from pipelines.ranked.view import filtered_view
-from pipelines.spec import DistillationSpec
+from pipelines.scoring import ScoringInputs, ToScore, score_rounds
+from pipelines.spec import DistillationSpec, FilterSpec
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.corpus_tokens import CorpusTokens
 from pipelines.teacher.scorer import PairScorer
@@ -44,6 +44,8 @@ from pipelines.training.settings import loop_settings, positive_rule
 from pipelines.training.student_step import StudentStep, needs_previous_student
 
 __all__ = ["RoundInputs", "run_rounds", "training_queries"]
+
+UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     (embeddings / f"round-{number}.npy").unlink(missing_ok=True)
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring") as pool:
-        scoring = pool.submit(_score, inputs, candidates, number, stop)
+        scoring = pool.submit(score_rounds, _scoring_inputs(inputs), _to_score(inputs, candidates, number), stop)
         try:
             _train_student(inputs, step, number, num_rows=len(candidates), scoring=scoring)
         except BaseException:
@@ -126,60 +128,30 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     scoring.result()
 
 
-def _score(inputs: RoundInputs, candidates: CandidatesFile, number: int, stop: threading.Event) -> None:
-    def before_request() -> None:
-        inputs.journal.check_cancelled()
-        if stop.is_set():
-            raise Cancelled("the student's training failed; scoring stops with it")
+def _to_score(inputs: RoundInputs, candidates: CandidatesFile, number: int) -> list[ToScore]:
+    """The round, and the test queries with the last one: nothing waits for their lists."""
+    rounds = [ToScore(number, candidates, candidates.num_pairs, _miner(inputs, number))]
+    if number == inputs.spec.rounds - 1 and (test := inputs.evaluation_candidates) is not None:
+        rounds.append(ToScore(EVALUATION_ROUND, test, num_pairs(test), UNTRAINED))
+    return rounds
 
-    rounds: list[tuple[int, pa.Table | CandidatesFile]] = [(number, candidates)]
-    if number == inputs.spec.rounds - 1 and inputs.evaluation_candidates is not None:
-        rounds.append((EVALUATION_ROUND, inputs.evaluation_candidates))
-    new = reused = committed = 0
-    per_chunk = inputs.spec.candidates.queries_per_chunk
-    total = sum(num_pairs(table) for _, table in rounds)
-    inputs.journal.event("scoring.started", f"round {number}: scoring {total} pairs", round=number, pairs=total)
-    for round_number, table in rounds:
-        for done in fill_round(
-            table,
-            inputs.tokens,
-            inputs.lists,
-            inputs.scorer,
-            job_id=inputs.job_id,
-            round_number=round_number,
-            rows_per_chunk=per_chunk,
-            scratch=inputs.work / f"known-{round_number}",
-            miner=_miner(inputs, round_number),
-            before_request=before_request,
-        ):
-            new, reused, committed = (
-                new + done.num_new_pairs,
-                reused + done.num_reused_pairs,
-                committed + done.num_queries,
-            )
-            for query_id, doc_id, why in done.quarantined:
-                message = f"query {query_id!r} with document {doc_id!r} cannot be scored and is left out: {why}"
-                inputs.journal.event("scoring.quarantined", message, query_id=query_id, doc_id=doc_id, reason=why)
-            inputs.journal.progress(
-                pairs_scored=new,
-                pairs_reused=reused,
-                pairs_total=total,
-                lists_committed=committed,
-                lists_total=sum(len(table) for _, table in rounds),
-            )
-        inputs.journal.event(
-            "scoring.finished",
-            f"{'test lists' if round_number == EVALUATION_ROUND else f'round {round_number}'}: every list is committed",
-            round=round_number,
-            pairs_scored=new,
-            pairs_reused=reused,
-        )
+
+def _scoring_inputs(inputs: RoundInputs) -> ScoringInputs:
+    return ScoringInputs(
+        job_id=inputs.job_id,
+        tokens=inputs.tokens,
+        scorer=inputs.scorer,
+        lists=inputs.lists,
+        work=inputs.work,
+        journal=inputs.journal,
+        rows_per_chunk=inputs.spec.candidates.queries_per_chunk,
+    )
 
 
 def _miner(inputs: RoundInputs, round_number: int) -> str:
-    """Which state of the student mined a round's candidates: `untrained`, or the hash of the snapshot before it."""
-    if round_number <= 0:
-        return "untrained"
+    """Which state of the student mined a round's candidates: the hash of the snapshot before it."""
+    if round_number == 0:
+        return UNTRAINED
     snapshot = inputs.work / "snapshots" / f"round-{round_number - 1}.safetensors"
     return hashlib.sha256(snapshot.read_bytes()).hexdigest()
 
@@ -260,7 +232,10 @@ def _train_student(
         checkpoints=checkpoints,
     )
     if point.step == 0:
-        raise DataError(f"round {number}: none of {num_rows} ranked lists has two candidates to learn from")
+        seen = (
+            "" if training.filters == FilterSpec() else ", seen through training.filters (see `lists filter-report`),"
+        )
+        raise DataError(f"round {number}: none of {num_rows} ranked lists{seen} has two candidates to learn from")
     only_positives = all(term.weight == 0 or term.LEARNS_FROM == "positives" for term in training.objective)
     if positives["queries"] and not positives["with_positive"] and only_positives:
         raise DataError(

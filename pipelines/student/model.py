@@ -5,7 +5,7 @@ as served and as each of its heads sees them, and a batched, gradient-free `enco
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,24 +69,40 @@ class DualEncoder(nn.Module):
         served = nn.functional.normalize(pooled, dim=-1) if self.spec.normalize else pooled
         return StudentViews(served, served, served)
 
-    @torch.inference_mode()
     def encode(self, texts: Sequence[str], kind: TextKind, *, tokens_per_batch: int = 16384) -> npt.NDArray[np.float32]:
-        """Embeddings float32 [n, dim] of a whole collection, in order; length-sorted batches, dropout off."""
+        """Embeddings float32 [n, dim] of a whole collection, in order; `encode_batches` put together."""
+        embeddings = np.empty((len(texts), self.dimension), dtype=np.float32)
+        for rows, found in self.encode_batches(texts, kind, tokens_per_batch=tokens_per_batch):
+            embeddings[rows] = found
+        return embeddings
+
+    def encode_batches(
+        self, texts: Sequence[str], kind: TextKind, *, tokens_per_batch: int = 16384
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Rows of `texts` int64 [b] and their embeddings float32 [b, dim], until each row has come once.
+
+        Batches are of similar length, longest first, dropout off. The student must not be trained in between.
+
+        Raises:
+            ModelError: an embedding holds NaN or infinity.
+        """
         was_training = self.training
         self.eval()
-        embeddings = np.empty((len(texts), self.dimension), dtype=np.float32)
-        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         # Characters stand in for tokens: sorting must not cost a second tokenisation of the corpus.
-        start = 0
-        while start < len(order):
-            longest = min(self.spec.max_length, 2 + len(texts[order[start]]) // 3)
-            rows = order[start : start + max(1, tokens_per_batch // longest)]
-            embeddings[rows] = self.embed([texts[row] for row in rows], kind).float().cpu().numpy()
-            start += len(rows)
-        self.train(was_training)
-        if not np.isfinite(embeddings).all():
-            raise ModelError("the student's embeddings hold NaN or infinity")
-        return embeddings
+        lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+        order, start = np.argsort(-lengths, kind="stable"), 0
+        try:
+            while start < len(order):
+                longest = min(self.spec.max_length, 2 + int(lengths[order[start]]) // 3)
+                rows = order[start : start + max(1, tokens_per_batch // longest)]
+                with torch.inference_mode():
+                    embeddings = self.embed([texts[row] for row in rows], kind).float().cpu().numpy()
+                if not np.isfinite(embeddings).all():
+                    raise ModelError("the student's embeddings hold NaN or infinity")
+                yield rows, embeddings
+                start += len(rows)
+        finally:
+            self.train(was_training)
 
     def _prompted(self, texts: Sequence[str], kind: TextKind) -> list[str]:
         prompt = self.spec.query_prompt if kind == "query" else self.spec.document_prompt

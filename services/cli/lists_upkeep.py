@@ -30,10 +30,14 @@ def compact(root: Root = ".dualdistill/local", job: Job = None, contract: Contra
 def vacuum(
     root: Root = ".dualdistill/local",
     retention_hours: Annotated[
-        float, typer.Option(min=1, help="How long ago a file must have left its table.")
+        float, typer.Option(help="How long ago a file must have left its table; at least 1.")
     ] = upkeep.RETENTION_HOURS,
 ) -> None:
     """Delete files of all tables that no reader can need, nor a writer that is at work."""
-    for table in answered(lambda: all_tables(root)):
-        removed = answered(lambda table=table: upkeep.vacuum(table.lists, retention_hours=retention_hours))
-        console.print(f"{table}: {len(removed):,} files deleted", highlight=False, markup=False, soft_wrap=True)
+
+    def clean() -> None:
+        for table in all_tables(root):
+            removed = upkeep.vacuum(table.lists, retention_hours=retention_hours)
+            console.print(f"{table}: {len(removed):,} files deleted", highlight=False, markup=False, soft_wrap=True)
+
+    answered(clean)

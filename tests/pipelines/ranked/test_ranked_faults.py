@@ -18,8 +18,9 @@ from pipelines.ranked.table import RankedLists
 from pipelines.ranked.upkeep import compact
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 CHILD = [sys.executable, str(HERE / "commit_child.py")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent)}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
 def child(path: Path, step: str, count: int = 1) -> subprocess.CompletedProcess[str]:

@@ -69,6 +69,7 @@ def run(
     job_id: str = "job",
     host: TeacherHost | None = None,
     journal: RecordingJournal | None = None,
+    lists_url: str | None = None,
 ) -> dict[str, Any]:
     """`run_job` on the tiny data set."""
     spec = spec or tiny_spec()
@@ -83,6 +84,7 @@ def run(
             side_task=at_once,
             side_task_cpus=1,
             journal=journal or RecordingJournal(),
+            lists_url=lists_url,
         )
     )
 

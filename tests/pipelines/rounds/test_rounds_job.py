@@ -150,6 +150,15 @@ def test_a_second_job_scores_no_pair_and_makes_the_same_student(tiny_root: Path,
     assert student_bytes(tmp_path, "third") != student_bytes(tmp_path, "first")
 
 
+def test_lists_may_be_kept_elsewhere_and_shared_by_roots(tiny_root: Path, tmp_path: Path) -> None:
+    journal, elsewhere = RecordingJournal(), str(tmp_path / "lists")
+    run(tiny_root, tmp_path / "one", lists_url=elsewhere)
+    run(tiny_root, tmp_path / "two", lists_url=elsewhere, job_id="second", journal=journal)
+    assert journal.numbers["pairs_scored"] == 0
+    assert not (tmp_path / "one" / "ranked_lists").exists()
+    assert len(list_rows(tmp_path / "lists", "second")) == len(list_rows(tmp_path / "lists")) > 0
+
+
 def test_a_trained_teacher_and_its_scores_serve_the_next_job(tiny_root: Path, tmp_path: Path) -> None:
     train = {"max_steps": 4, "lists_per_step": 3, "negatives_per_list": 3, "dtype": "fp32"}
     spec = tiny_spec(teacher={"model": {"id": "encoder"}, "train": train})
