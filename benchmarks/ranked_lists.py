@@ -5,7 +5,8 @@ runs in a process of its own, whose peak resident memory is reported.
 
 write   rows (candidates) per second of `RankedLists.commit_chunk` beside `pyarrow.parquet` writing the same tables to
         one plain file (its defaults) in the same run, and bytes a pair of both.
-read    lists per second that `follow` hands to one trainer, over the first epoch (in order) and the second (shuffled).
+read    lists per second that `follow` hands to one trainer, over the first epoch (in order) and the second (shuffled);
+        and those of its own that one of 8 trainers gets, each of which reads the whole stream.
 seek    time until the first row after a resume at the last row of the round.
 known   pairs per second that a second job finds known: the join that spares it the teacher.
 
@@ -29,18 +30,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from pipelines.devices import device_name
 from pipelines.ranked.known import KnownLogits
 from pipelines.ranked.schema import RANKED_SCHEMA
 from pipelines.ranked.table import RankedLists
-from pipelines.ranked.tail import StreamPosition, follow
+from pipelines.ranked.tail import Shard, StreamPosition, follow
 from pipelines.ranked.upkeep import compact
 from pipelines.teacher.contract import ScoreContract
 
 CONTRACT = ScoreContract(model_id="synthetic", revision=None, weights_hash="0" * 64, max_length=256, dtype="fp32")
 NUM_DOCUMENTS = 1_000_000
 PER_LIST = 100
+ALONE, TRAINERS = Shard(), 8
 
 
 def chunks(queries: int, per_chunk: int) -> Iterator[pa.Table]:
@@ -116,7 +119,7 @@ def read(folder: Path, queries: int, per_chunk: int) -> dict[str, Any]:
     """As one trainer: every list of two epochs, then a seek."""
     lists = RankedLists(folder / "lists", CONTRACT)
 
-    def rows(start: StreamPosition) -> Iterator[Any]:
+    def rows(start: StreamPosition, shard: Shard = ALONE) -> Iterator[Any]:
         return follow(
             lists,
             job_id="bench",
@@ -127,6 +130,7 @@ def read(folder: Path, queries: int, per_chunk: int) -> dict[str, Any]:
             epochs=2,
             seed=0,
             wait=_absent,
+            shard=shard,
         )
 
     found: dict[str, Any] = {}
@@ -134,6 +138,10 @@ def read(folder: Path, queries: int, per_chunk: int) -> dict[str, Any]:
         started = time.perf_counter()
         count = sum(1 for _ in islice(rows(StreamPosition(epoch, 0)), queries))
         found[f"lists/s, {name}"] = count / (time.perf_counter() - started)
+    for epoch, name in enumerate(("in order", "shuffled")):
+        started = time.perf_counter()
+        count = sum(1 for _ in islice(rows(StreamPosition(epoch, 0), Shard(3, TRAINERS)), queries // TRAINERS))
+        found[f"lists/s of its own to one of {TRAINERS} trainers, {name}"] = count / (time.perf_counter() - started)
     for epoch, name in enumerate(("in order", "shuffled")):
         times = []
         for _ in range(5):
@@ -206,7 +214,7 @@ def main() -> None:
     ratios = {"write_vs_pyarrow": figures["write"].pop("write_vs_pyarrow")}
     print(ratios)
     if options.json:
-        result = {"device": device_name(), "figures": figures, "ratios": ratios}
+        result = {"device": device_name(torch.device("cpu")), "figures": figures, "ratios": ratios}
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
