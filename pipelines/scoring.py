@@ -67,6 +67,7 @@ def score_rounds(inputs: ScoringInputs, rounds: Sequence[ToScore], stop: threadi
     number = rounds[0].round_number
     inputs.journal.event("scoring.started", f"round {number}: scoring {total} pairs", round=number, pairs=total)
     for each in rounds:
+        new_before, reused_before = new, reused
         for done in fill_round(
             each.candidates,
             inputs.tokens,
@@ -96,6 +97,6 @@ def score_rounds(inputs: ScoringInputs, rounds: Sequence[ToScore], stop: threadi
             "scoring.finished",
             f"{name}: every list is committed",
             round=each.round_number,
-            pairs_scored=new,
-            pairs_reused=reused,
+            pairs_scored=new - new_before,
+            pairs_reused=reused - reused_before,
         )

@@ -61,7 +61,7 @@ class Settings:
             ray_token=ray_token(),
             serve_url=env.get("DUALDISTILL_SERVE_URL", cls.serve_url),
             serve_host=env.get("DUALDISTILL_SERVE_HOST", cls.serve_host),
-            lists_url=env.get("DUALDISTILL_LISTS_URL") or None,
+            lists_url=_absolute(env.get("DUALDISTILL_LISTS_URL")),
             hang_after_s=float(env.get("DUALDISTILL_HANG_AFTER_S", cls.hang_after_s)),
             heartbeat_timeout_s=float(env.get("DUALDISTILL_HEARTBEAT_TIMEOUT_S", "120")),
             cancel_grace_s=float(env.get("DUALDISTILL_CANCEL_GRACE_S", "20")),
@@ -70,6 +70,11 @@ class Settings:
             driver_cpus=float(env.get("DUALDISTILL_DRIVER_CPUS", "1")),
             driver_gpus=float(env.get("DUALDISTILL_DRIVER_GPUS", "0")),
         )
+
+
+def _absolute(place: str | None) -> str | None:
+    """A folder by its whole path: a driver starts in another one than the gateway."""
+    return place if not place or "://" in place else str(Path(place).resolve())
 
 
 def ray_token() -> str | None:

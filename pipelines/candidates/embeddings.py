@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.ranked.storage import durable
+
 __all__ = ["let_go", "write_embeddings"]
 
 _FORMAT = np.dtype("<f4")
@@ -45,6 +47,7 @@ def write_embeddings(
             for rows, embeddings in batches:
                 for row, embedding in zip(rows.tolist(), embeddings.astype(_FORMAT, copy=False), strict=True):
                     os.pwrite(file.fileno(), embedding.tobytes(), first + row * stride)
+        durable(scratch)  # or a power cut could leave zeros under the name of what was embedded
         scratch.rename(path)
     found: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
     return found

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.candidates.schema import CANDIDATES_SCHEMA
+from pipelines.ranked.storage import durable
 
 __all__ = ["CandidatesFile", "num_pairs", "write_candidates"]
 
@@ -91,6 +92,7 @@ def write_candidates(path: Path, blocks: Iterable[pa.Table]) -> CandidatesFile:
     with pq.ParquetWriter(scratch, CANDIDATES_SCHEMA) as writer:
         for block in blocks:
             writer.write_table(block)
+    durable(scratch)
     scratch.rename(path)
     return CandidatesFile(path)
 

@@ -28,7 +28,9 @@ __all__ = ["DataFile", "DataFileReader", "merge_row_groups", "write_data_file"]
 
 ROW_GROUP_CANDIDATES = 131_072
 """A row group closes when it holds so many: about 2 MB, so that a seek reads little and a scan reads well."""
+FOOTER_PREFIX = "dualdistill."
 _STORED = [field.name for field in RANKED_SCHEMA if field.name not in PARTITION_COLUMNS]
+_SCHEMA = pa.schema([RANKED_SCHEMA.field(name) for name in _STORED])
 _WRITER = {
     "compression": "zstd",
     "compression_level": 1,
@@ -88,7 +90,7 @@ def write_data_file(
     filesystem = location.filesystem()
     folder = "/".join(f"{column}={value}" for column, value in partition.items())
     path = f"{folder}/lists-{uuid.uuid4().hex}.parquet"
-    schema = pa.schema([RANKED_SCHEMA.field(name) for name in _STORED], metadata=dict(metadata))
+    schema = _SCHEMA.with_metadata(dict(metadata))
     lists, first, last = 0, None, None
     try:
         filesystem.create_dir(folder, recursive=True)
@@ -102,7 +104,9 @@ def write_data_file(
             raise RankedListsError("a data file of ranked lists needs at least one row")
         size = filesystem.get_file_info(path).size
         if location.local is not None:
-            durable(location.local / path)
+            file = location.local / path
+            for place in (file, file.parent, file.parent.parent, location.local):
+                durable(place)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the store that refused the file may refuse this too; vacuum finds it
             without_file(filesystem, path)
@@ -134,6 +138,17 @@ class DataFileReader:
         with self._named():
             self._file = pq.ParquetFile(filesystem.open_input_file(path), page_checksum_verification=True)
             self._bounds = _chunk_bounds(self._file.metadata)
+
+    @property
+    def footer(self) -> dict[str, str]:
+        """What the file says about itself."""
+        found = self._file.schema_arrow.metadata or {}
+        return {key.decode(): value.decode() for key, value in found.items() if key.startswith(FOOTER_PREFIX.encode())}
+
+    @property
+    def only_known_columns(self) -> bool:
+        """Whether rewriting the file with the code at hand would keep all that is in it."""
+        return bool(self._file.schema_arrow.equals(_SCHEMA))
 
     def read(self, first_chunk: int, last_chunk: int, fields: Sequence[str] | None = None) -> pa.Table:
         """Rows of chunks `first_chunk` to `last_chunk` (inclusive) that are in this file, in order.
@@ -181,5 +196,7 @@ def _chunk_bounds(metadata: pq.FileMetaData) -> npt.NDArray[np.int64]:
     bounds = np.empty((metadata.num_row_groups, 2), dtype=np.int64)
     for number in range(metadata.num_row_groups):
         statistics = metadata.row_group(number).column(column).statistics
+        if statistics is None or not statistics.has_min_max:
+            raise pa.ArrowInvalid("its row groups do not say which chunks they hold")
         bounds[number] = statistics.min, statistics.max
     return bounds

@@ -5,6 +5,8 @@ committed exactly once. Chunks that an earlier, killed run committed are left al
 same contract are joined in; only new pairs reach the teacher. In memory is one window of the round, not the round.
 """
 
+import logging
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from pipelines.teacher.scorer import PairScorer, ScoreAnswer, ScoreRequest
 
 __all__ = ["ChunkDone", "PairSource", "chunk_count", "fill_round"]
 
+log = logging.getLogger(__name__)
 _COMPACT_EVERY = 256
 """Commits of a round after which its small files are joined: a log of many files is slow to follow."""
 
@@ -115,7 +118,7 @@ def fill_round(
             done, ranked = _ranked(asked, answer, job_id=job_id, round_number=round_number)
             lists.commit_chunk(ranked, job_id=job_id, round_number=round_number, chunk_id=answer.key, miner=miner)
             if number % _COMPACT_EVERY == 0:
-                compact(lists, job_id, round_number, at_least=_COMPACT_EVERY // 4)
+                _tidy(lists, job_id, round_number, at_least=_COMPACT_EVERY // 4)
             committed.add(answer.key)
             yield done
     if unanswered := sorted(set(range(total)) - committed):
@@ -123,7 +126,16 @@ def fill_round(
             f"round {round_number}: the scorer finished without an answer for {len(unanswered)} of {total} chunks, "
             f"first {unanswered[0]}"
         )
-    compact(lists, job_id, round_number)
+    _tidy(lists, job_id, round_number, at_least=2)
+    shutil.rmtree(scratch, ignore_errors=True)  # what killed attempts left in it
+
+
+def _tidy(lists: RankedLists, job_id: str, round_number: int, *, at_least: int) -> None:
+    """Join small files; lists that stay in many files are slower to follow, and no reason to fail a job."""
+    try:
+        compact(lists, job_id, round_number, at_least=at_least)
+    except RankedListsError as error:
+        log.warning("round %d of %s is not compacted: %s", round_number, job_id, error)
 
 
 def _ranked(asked: AskedChunk, answer: ScoreAnswer, *, job_id: str, round_number: int) -> tuple[ChunkDone, pa.Table]:

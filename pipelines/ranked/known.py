@@ -9,6 +9,8 @@ table however many windows it has, and memory holds one bucket. What other jobs 
 window is looked up.
 """
 
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ranked.data_file import DataFileReader
-from pipelines.ranked.log import FileEntry
+from pipelines.ranked.holds import held
+from pipelines.ranked.log import FileEntry, our_errors
 from pipelines.ranked.table import RankedLists
 
 __all__ = ["KnownLogits"]
@@ -38,7 +41,7 @@ class KnownLogits:
         query_ids: of the round, in its order.
         weights_version: whose logits count.
         own: (job_id, round) that is being filled; its own lists are none of its candidates' past.
-        folder: where buckets are spilled; made here, removed by `close`.
+        folder: buckets are spilled to a folder below it, which `close` removes.
         window: queries that are looked up together; buckets are whole windows.
     """
 
@@ -56,21 +59,18 @@ class KnownLogits:
         self._lists = lists
         self._queries = pa.array(query_ids, pa.string())
         self._own = own
-        self._folder = folder
+        # Of its own: a driver that was replaced and does not know it yet must not empty that of its successor.
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(dir=folder))
         windows = -(-len(query_ids) // window)
         self._per_bucket = window * max(1, -(-windows // MOST_BUCKETS))
         self._seen: dict[tuple[str, int], set[int]] = defaultdict(set)
         self._loaded: tuple[int, int, pa.Table] | None = None
         self._spills = 0
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob("bucket-*.arrow"):
-            left.unlink()  # of a run that was killed
 
     def close(self) -> None:
         """Remove what was spilled."""
-        for path in self._folder.glob("bucket-*.arrow"):
-            path.unlink()
-        self._folder.rmdir()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def logits(self, candidates: pa.Table, first: int) -> npt.NDArray[np.float32]:
         """Known logits of a window of the round.
@@ -104,17 +104,19 @@ class KnownLogits:
     def _read_new(self) -> None:
         """Spill what was committed since the last look."""
         filesystem = self._lists.location.filesystem()
-        held: list[pa.Table] = []
-        for entry in self._unseen():
-            reader = DataFileReader(filesystem, entry.path)
-            for rows in reader.row_groups(["query_id", "weights_version", "candidates"]):
-                held.append(rows)
-                if sum(map(len, held)) >= _READ_LISTS:
-                    self._spill(pa.concat_tables(held))
-                    held = []
-            reader.close()
-        if held:
-            self._spill(pa.concat_tables(held))
+        together: list[pa.Table] = []
+        with held(self._lists.location) as hold:
+            for entry in self._unseen():
+                reader = DataFileReader(filesystem, entry.path)
+                for rows in reader.row_groups(["query_id", "weights_version", "candidates"]):
+                    hold.renew()
+                    together.append(rows)
+                    if sum(map(len, together)) >= _READ_LISTS:
+                        self._spill(pa.concat_tables(together))
+                        together = []
+                reader.close()
+            if together:
+                self._spill(pa.concat_tables(together))
 
     def _unseen(self) -> list[FileEntry]:
         found = []
@@ -142,7 +144,11 @@ class KnownLogits:
         for bucket in np.unique(bucket_of).tolist():
             begin, end = np.searchsorted(bucket_of, [bucket, bucket + 1])
             path = self._folder / f"bucket-{bucket}-{self._spills}.arrow"
-            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, _SPILLED) as writer:
+            with (
+                our_errors(self._lists.location, f"known logits cannot be kept in {str(self._folder)!r}"),
+                pa.OSFile(str(path), "wb") as sink,
+                pa.ipc.new_file(sink, _SPILLED) as writer,
+            ):
                 writer.write_table(pairs.slice(begin, end - begin))
 
     def _bucket(self, number: int) -> pa.Table:

@@ -19,6 +19,8 @@ from pipelines.teacher.contract import ScoreContract
 
 __all__ = ["DATASET_KEY", "FileEntry", "create_table", "entries", "open_table", "our_errors"]
 
+_TOMBSTONES_KEY, _KEEP_TOMBSTONES = "delta.deletedFileRetentionDuration", "interval 36500 days"
+"""When a file left the log must stay known: a vacuum that finds no word of it would go by the age of the file."""
 _VERSION_KEY = "dualdistill.schema_version"
 DATASET_KEY = "dualdistill.dataset_fingerprint"
 
@@ -51,7 +53,11 @@ def create_table(location: Location, contract: ScoreContract, dataset_fingerprin
             mode="ignore",
             partition_by=list(PARTITION_COLUMNS),
             description=json.dumps(contract.to_dict(), sort_keys=True),
-            configuration={_VERSION_KEY: str(SCHEMA_VERSION), DATASET_KEY: dataset_fingerprint},
+            configuration={
+                _VERSION_KEY: str(SCHEMA_VERSION),
+                DATASET_KEY: dataset_fingerprint,
+                _TOMBSTONES_KEY: _KEEP_TOMBSTONES,
+            },
             raise_if_key_not_exists=False,
         )
     except (DeltaError, OSError) as error:
@@ -72,7 +78,8 @@ def open_table(location: Location) -> DeltaTable:
             table = DeltaTable(location.url)
         except TableNotFoundError as error:
             raise RankedListsError(f"there are no ranked lists at {str(location)!r}") from error
-    version = int(table.metadata().configuration.get(_VERSION_KEY, 1))
+        found = table.metadata()
+    version = int(found.configuration.get(_VERSION_KEY, 1))
     check_schema(pa.schema(table.schema().to_arrow()), version, where=str(location))
     return table
 

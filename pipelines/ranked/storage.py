@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from pipelines.errors import RankedListsError
 
-__all__ = ["Location", "durable"]
+__all__ = ["Location", "durable", "without_file"]
 
 _SCHEMES = ("s3", "s3a")
 

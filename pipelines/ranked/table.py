@@ -26,10 +26,12 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, Transaction
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from pipelines.errors import ContractError, RankedListsError
-from pipelines.ranked.data_file import DataFile, DataFileReader, write_data_file
+from pipelines.ranked.data_file import FOOTER_PREFIX, DataFile, DataFileReader, write_data_file
+from pipelines.ranked.holds import held
 from pipelines.ranked.log import DATASET_KEY, FileEntry, create_table, entries, open_table, our_errors
 from pipelines.ranked.schema import PARTITION_COLUMNS, SCHEMA_VERSION
 from pipelines.ranked.storage import Location, durable
@@ -100,13 +102,10 @@ class RankedLists:
         """Of the data set whose texts were scored; empty where the table's maker did not say."""
         return str(self._table.metadata().configuration.get(DATASET_KEY, ""))
 
-    @property
-    def version(self) -> int:
-        """The newest table version this object has read."""
-        return int(self._table.version())
-
     def commit_chunk(self, rows: pa.Table, *, job_id: str, round_number: int, chunk_id: int, miner: str = "") -> bool:
         """Append one chunk of `RANKED_SCHEMA`; True if this call committed it, False if it already was.
+
+        (False, too, if this call committed it and the store's word of it was lost.)
 
         Args:
             rows: the chunk's.
@@ -123,7 +122,7 @@ class RankedLists:
         _check_chunk(rows, transaction, job_id=job_id, round_number=round_number, chunk_id=chunk_id)
         with self._lock:
             self._refresh()
-            if self._table.transaction_version(transaction) is not None:
+            if self._number(transaction):
                 return False
             file = write_data_file(
                 self.location,
@@ -137,7 +136,7 @@ class RankedLists:
             except RankedListsError:
                 # Its file stays: a store that failed to answer may have taken the log entry all the same.
                 self._refresh()
-                if self._table.transaction_version(transaction) is None:
+                if not self._number(transaction):
                     raise
                 return False
             return True
@@ -154,13 +153,12 @@ class RankedLists:
         actions += [RemoveAction(entry.path, False, now, entry.size, dict(new[0].partition)) for entry in old]
         with self._lock:
             self._refresh()
-            if not {entry.path for entry in old} <= {entry.path for entry in entries(self._table)}:
+            if not {entry.path for entry in old} <= {entry.path for entry in self._entries()}:
                 return False
             try:
                 self._commit(actions, f"compact/{place}", f"round {place} could not be compacted")
-            except RankedListsError:
-                self._refresh()
-                if not {entry.path for entry in old} <= {entry.path for entry in entries(self._table)}:
+            except RankedListsError as error:
+                if isinstance(error.__cause__, CommitFailedError):
                     return False
                 raise
             return True
@@ -171,7 +169,7 @@ class RankedLists:
             self._refresh()
             return [
                 entry
-                for entry in entries(self._table)
+                for entry in self._entries()
                 if job_id in (None, entry.job_id) and round_number in (None, entry.round_number)
             ]
 
@@ -188,8 +186,11 @@ class RankedLists:
         Columns: query_id, chunk_id, weights_version, candidates.
         """
         filesystem = self.location.filesystem()
-        for entry in sorted(self.files(job_id, round_number), key=lambda entry: entry.first_chunk):
-            yield from DataFileReader(filesystem, entry.path).row_groups()
+        with held(self.location) as hold:
+            for entry in sorted(self.files(job_id, round_number), key=lambda entry: entry.first_chunk):
+                for rows in DataFileReader(filesystem, entry.path).row_groups():
+                    hold.renew()
+                    yield rows
 
     def vacuum(self, retention_hours: int) -> list[str]:
         """Delete files that no version of the last `retention_hours` needs; returns their paths. See `upkeep`."""
@@ -208,12 +209,11 @@ class RankedLists:
             "code_version": version("dualdistill"),
             "schema_version": str(SCHEMA_VERSION),
         }
-        return {f"dualdistill.{key}": value for key, value in (facts | more).items()}
+        return {f"{FOOTER_PREFIX}{key}": value for key, value in (facts | more).items()}
 
     def _commit(self, actions: Sequence[AddAction | RemoveAction], transaction: str, what: str) -> None:
         """Of writers that began at the same version with the same transaction, one succeeds."""
-        number = (self._table.transaction_version(transaction) or 0) + 1
-        properties = CommitProperties(app_transactions=[Transaction(transaction, number)])
+        properties = CommitProperties(app_transactions=[Transaction(transaction, self._number(transaction) + 1)])
         with our_errors(self.location, f"ranked lists: {what}"):
             self._table.create_write_transaction(
                 list(actions),
@@ -223,7 +223,18 @@ class RankedLists:
                 commit_properties=properties,
             )
             if self.location.local is not None:
-                durable(self.location.local / "_delta_log")
+                log = self.location.local / "_delta_log"
+                durable(log / f"{self._table.version():020}.json")
+                durable(log)
+
+    def _number(self, transaction: str) -> int:
+        """How often a transaction was committed, in the version that was read last."""
+        with our_errors(self.location, "ranked lists cannot be read"):
+            return int(self._table.transaction_version(transaction) or 0)
+
+    def _entries(self) -> list[FileEntry]:
+        with our_errors(self.location, "ranked lists cannot be read"):
+            return entries(self._table)
 
     def _refresh(self) -> None:
         with our_errors(self.location, "ranked lists cannot be read"):

@@ -6,7 +6,7 @@ changes what the student sees. A position is (epoch, ordinal): it names its chun
 window and replays nothing. While a window is used, the next one is read in the background.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipelines.errors import RankedListsError
 from pipelines.ranked.columns import ListColumns
+from pipelines.ranked.holds import held
 from pipelines.ranked.order import RoundShape, windows_from
 from pipelines.ranked.positives import top_probability
 from pipelines.ranked.read_ahead import read_ahead
 from pipelines.ranked.reader import RoundReader
 from pipelines.ranked.table import RankedLists
-from pipelines.ranked.upkeep import held
 
 __all__ = ["RankedRow", "Shard", "StreamPosition", "View", "follow"]
 
@@ -97,15 +98,17 @@ def follow(
         def wait_and_check() -> None:
             wait()
             check()
+            hold.renew()
 
         reader = RoundReader(lists, job_id, round_number)
         with closing(reader):
             for epoch in range(start.epoch, epochs):
+                reader.refresh()  # a compaction has put many files into few since
                 ordinal = start.ordinal if epoch == start.epoch else 0
                 for rows, columns, place in _read(reader, shape, epoch, seed, ordinal, wait_and_check, view):
                     yield _Piece.of(columns, rows, StreamPosition(epoch, place), view)
 
-    with held(lists) as hold, closing(read_ahead(pieces)) as ahead:
+    with held(lists.location) as hold, closing(read_ahead(pieces)) as ahead:
         for piece in ahead:
             hold.renew()
             for number in range(len(piece.rows)):
@@ -135,7 +138,7 @@ def _read(
         chunk = ordinal // shape.rows_per_chunk
         while chunk < shape.num_chunks:
             ready = _await(reader, chunk, min(shape.chunks_per_block, shape.num_chunks - chunk), wait, at_least=1)
-            columns = ListColumns(reader.read(chunk, chunk + ready - 1, fields))
+            columns = ListColumns(_rows(reader, shape, chunk, ready, fields))
             yield np.arange(len(columns)), columns, chunk * shape.rows_per_chunk
             chunk += ready
         return
@@ -145,8 +148,20 @@ def _read(
             first = block * shape.chunks_per_block
             count = min(shape.chunks_per_block, shape.num_chunks - first)
             _await(reader, first, count, wait, at_least=count)
-            parts.append(reader.read(first, first + count - 1, fields))
+            parts.append(_rows(reader, shape, first, count, fields))
         yield window.rows, ListColumns(pa.concat_tables(parts)), window.first_place
+
+
+def _rows(reader: RoundReader, shape: RoundShape, chunk: int, count: int, fields: Sequence[str] | None) -> pa.Table:
+    """`count` chunks, which must have the size that positions are counted by."""
+    rows = reader.read(chunk, chunk + count - 1, fields)
+    expected = min(count * shape.rows_per_chunk, shape.num_rows - chunk * shape.rows_per_chunk)
+    if len(rows) != expected:
+        raise RankedListsError(
+            f"chunks {chunk} to {chunk + count - 1} hold {len(rows)} lists, expected {expected}: they were cut "
+            f"otherwise than in {shape.rows_per_chunk} queries a chunk"
+        )
+    return rows
 
 
 def _await(reader: RoundReader, chunk: int, most: int, wait: Callable[[], None], *, at_least: int) -> int:

@@ -10,32 +10,24 @@ Enters: a table. Leaves: the same rows in fewer files (`compact`), and a store w
   killed) go when they are as old.
 """
 
-import logging
 import math
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import pyarrow as pa
-from pyarrow import fs
 
 from pipelines.errors import RankedListsError
 from pipelines.ranked.data_file import DataFileReader, merge_row_groups, write_data_file
-from pipelines.ranked.log import FileEntry
-from pipelines.ranked.storage import without_file
+from pipelines.ranked.holds import held, held_since
+from pipelines.ranked.log import FileEntry, our_errors
 from pipelines.ranked.table import RankedLists
 
-__all__ = ["RETENTION_HOURS", "Hold", "compact", "held", "vacuum"]
+__all__ = ["RETENTION_HOURS", "compact", "vacuum"]
 
-log = logging.getLogger(__name__)
 RETENTION_HOURS = 7 * 24
 SMALL_FILE_BYTES = 16 * 2**20
 FILE_BYTES = 256 * 2**20
 """Files up to the first size are joined, into files of about the second at most."""
-HOLD_RENEWED_S, HOLD_EXPIRES_S = 60.0, 24 * 3600.0
-_HOLDS = "_holds"
-"""A vacuum leaves folders alone whose names begin with an underscore."""
 
 
 def compact(lists: RankedLists, job_id: str, round_number: int, *, at_least: int = 2) -> int:
@@ -50,32 +42,43 @@ def compact(lists: RankedLists, job_id: str, round_number: int, *, at_least: int
     Raises:
         RankedListsError: a file is damaged (nothing is changed then), or the store refuses the new one.
     """
-    gone = 0
-    for run in _runs(lists.files(job_id, round_number)):
-        if len(run) < at_least:
-            continue
-        filesystem = lists.location.filesystem()
+    with held(lists.location):
+        runs = [run for run in _runs(lists.files(job_id, round_number)) if len(run) >= at_least]
+        return sum(_join(lists, run) for run in runs)
 
-        def rows(run: Sequence[FileEntry] = run, filesystem: fs.FileSystem = filesystem) -> Iterator[pa.Table]:
-            for entry in run:
-                reader = DataFileReader(filesystem, entry.path)
-                yield from reader.row_groups()
-                reader.close()
 
-        new = write_data_file(
-            lists.location,
-            merge_row_groups(rows()),
-            partition={"job_id": job_id, "round": str(round_number)},
-            metadata=lists.footer(compacted_files=str(len(run))),
+def _join(lists: RankedLists, run: Sequence[FileEntry]) -> int:
+    """Put one file in the place of some; returns how many files fewer there are."""
+    filesystem = lists.location.filesystem()
+    facts: dict[str, list[str]] = {}
+    for entry in run:
+        reader = DataFileReader(filesystem, entry.path)
+        known, footer = reader.only_known_columns, reader.footer
+        reader.close()
+        if not known:
+            return 0  # a later version wrote it, and joining would lose its columns
+        for key, value in footer.items():
+            if value not in facts.setdefault(key, []):
+                facts[key].append(value)
+
+    def rows() -> Iterator[pa.Table]:
+        for entry in run:
+            reader = DataFileReader(filesystem, entry.path)
+            yield from reader.row_groups()
+            reader.close()
+
+    new = write_data_file(
+        lists.location,
+        merge_row_groups(rows()),
+        partition={"job_id": run[0].job_id, "round": str(run[0].round_number)},
+        metadata=lists.footer() | {key: ", ".join(values) for key, values in facts.items()},
+    )
+    if new.num_lists != sum(entry.num_lists for entry in run):
+        raise RankedListsError(
+            f"{lists.location}: files of chunks {new.first_chunk} to {new.last_chunk} hold {new.num_lists} lists, "
+            f"the log says {sum(entry.num_lists for entry in run)}; they are not compacted"
         )
-        if new.num_lists != sum(entry.num_lists for entry in run):
-            raise RankedListsError(
-                f"{lists.location}: files of chunks {new.first_chunk} to {new.last_chunk} hold {new.num_lists} lists, "
-                f"the log says {sum(entry.num_lists for entry in run)}; they are not compacted"
-            )
-        if lists.replace(run, [new]):
-            gone += len(run) - 1
-    return gone
+    return len(run) - 1 if lists.replace(run, [new]) else 0
 
 
 def _runs(entries: Sequence[FileEntry]) -> list[list[FileEntry]]:
@@ -98,45 +101,6 @@ def _runs(entries: Sequence[FileEntry]) -> list[list[FileEntry]]:
     return runs
 
 
-class Hold:
-    """Says that a reader is at work, so that no vacuum deletes what it may still open.
-
-    A file whose name says since when, and whose time of change says when the reader was last heard of.
-    """
-
-    def __init__(self, lists: RankedLists, *, clock: Callable[[], float] = time.time) -> None:
-        self._filesystem = lists.location.filesystem()
-        self._clock = clock
-        self._renewed = clock()
-        self._path = f"{_HOLDS}/{int(self._renewed)}-{uuid.uuid4().hex}"
-        self._filesystem.create_dir(_HOLDS, recursive=True)
-        self._write()
-
-    def renew(self) -> None:
-        """Call often; writes once a minute."""
-        if self._clock() - self._renewed >= HOLD_RENEWED_S:
-            self._renewed = self._clock()
-            self._write()
-
-    def release(self) -> None:
-        """The reader is done."""
-        without_file(self._filesystem, self._path)
-
-    def _write(self) -> None:
-        with self._filesystem.open_output_stream(self._path, buffer_size=64) as stream:
-            stream.write(b"held")  # through a buffer: a bucket's stream takes bytes, and Arrow gives it none directly
-
-
-@contextmanager
-def held(lists: RankedLists) -> Iterator[Hold]:
-    """Hold the table while the context is open; renew it now and then."""
-    hold = Hold(lists)
-    try:
-        yield hold
-    finally:
-        hold.release()
-
-
 def vacuum(
     lists: RankedLists, *, retention_hours: float = RETENTION_HOURS, clock: Callable[[], float] = time.time
 ) -> list[str]:
@@ -153,18 +117,6 @@ def vacuum(
     """
     if not retention_hours >= 1:
         raise RankedListsError(f"retention_hours must be at least 1 for the sake of writers at work: {retention_hours}")
-    reading = max((clock() - since for since in _held_since(lists, clock())), default=0.0) / 3600
+    with our_errors(lists.location, "the holds of readers cannot be read"):
+        reading = max((clock() - since for since in held_since(lists.location, clock())), default=0.0) / 3600
     return lists.vacuum(math.ceil(max(retention_hours, reading + 1 if reading else 0)))
-
-
-def _held_since(lists: RankedLists, now: float) -> list[float]:
-    """When the readers that are alive began; holds of those that died are removed."""
-    filesystem = lists.location.filesystem()
-    found = []
-    for item in filesystem.get_file_info(fs.FileSelector(_HOLDS, allow_not_found=True)):
-        if now - item.mtime.timestamp() > HOLD_EXPIRES_S:
-            log.warning("a reader of %s has not been heard of for a day; its hold is removed", lists.location)
-            without_file(filesystem, item.path)
-        else:
-            found.append(float(item.base_name.partition("-")[0]))
-    return found

@@ -13,9 +13,7 @@ from rich.table import Table
 from pipelines.errors import PipelineError
 from pipelines.spec import SpecError, load_spec
 from services.cli.client import GatewayClient, RequestRefused
-from services.cli.filter_report import filter_report
-from services.cli.lists import lists
-from services.cli.lists_upkeep import compact, vacuum
+from services.cli.lists_app import lists
 from services.cli.output import LOCAL_URL, Url, console, refuse_bad_input
 from services.cli.results import print_result
 from services.cli.teachers import rerank, teachers
@@ -29,9 +27,6 @@ jobs = typer.Typer(no_args_is_help=True, help="Look at jobs and cancel them.")
 app.add_typer(jobs, name="jobs")
 app.add_typer(teachers, name="teachers")
 app.add_typer(lists, name="lists")
-lists.command("filter-report")(filter_report)
-lists.command()(compact)
-lists.command()(vacuum)
 app.command()(rerank)
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]

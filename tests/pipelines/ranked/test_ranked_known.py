@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lists_for_tests import CONTRACT, candidates_of
 
+from pipelines.errors import RankedListsError
 from pipelines.ranked import known
 from pipelines.ranked.data_file import DataFileReader
 from pipelines.ranked.known import KnownLogits
@@ -67,7 +68,7 @@ def test_it_is_the_join_with_everything_committed(
             (query, doc): expected[query, doc] for query in wanted for doc in wanted[query] if (query, doc) in expected
         }
     found.close()
-    assert not (folder / "known").exists()
+    assert list((folder / "known").iterdir()) == []
 
 
 def test_scores_of_other_weights_are_not_known(tmp_path: Path) -> None:
@@ -112,9 +113,20 @@ def test_of_a_pair_that_two_jobs_scored_at_once_the_same_one_is_always_taken(tmp
     assert look_up(knowledge(lists, {"q1": ["d1"]}, tmp_path), {"q1": ["d1"]}, window=4) == {("q1", "d1"): 0.125}
 
 
-def test_what_a_killed_run_left_in_the_folder_is_no_knowledge(tmp_path: Path) -> None:
+def test_two_drivers_of_a_job_do_not_empty_each_others_folders(tmp_path: Path) -> None:
+    # One was replaced and does not know it yet.
+    lists, wanted = RankedLists(tmp_path / "lists", CONTRACT), {"q1": ["d1"]}
+    expected = commit(lists, wanted, job_id="other")
+    old, new = knowledge(lists, wanted, tmp_path), knowledge(lists, wanted, tmp_path)
+    assert look_up(new, wanted, window=4) == expected
+    old.close()
+    assert look_up(new, wanted, window=4) == expected
+
+
+def test_a_folder_that_takes_nothing_is_an_error_that_names_it(tmp_path: Path) -> None:
     lists, wanted = RankedLists(tmp_path / "lists", CONTRACT), {"q1": ["d1"]}
     commit(lists, wanted, job_id="other")
-    look_up(knowledge(lists, wanted, tmp_path), wanted, window=4)  # and is not closed
-    empty = RankedLists(tmp_path / "empty", CONTRACT)
-    assert look_up(knowledge(empty, wanted, tmp_path), wanted, window=4) == {}
+    found = knowledge(lists, wanted, tmp_path)
+    found.close()
+    with pytest.raises(RankedListsError, match="known logits cannot be kept in"):
+        look_up(found, wanted, window=4)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lists_for_tests import CONTRACT, ranked_chunk
 
+from pipelines.errors import RankedListsError
 from pipelines.ranked import order
 from pipelines.ranked.columns import ListColumns
 from pipelines.ranked.data_file import DataFileReader
@@ -245,3 +246,12 @@ def test_a_view_shows_what_it_says_and_leaves_the_confidence_alone(complete: Ran
         assert row.teacher_logits.tolist() == [plain[row.query_id].teacher_logits[1]]
         assert row.confidence == plain[row.query_id].confidence
     assert plain["q0"].confidence == pytest.approx(1 / (1 + np.exp(-0.01)))
+
+
+def test_chunks_of_another_size_are_refused(tmp_path: Path) -> None:
+    # Positions count rows by the size of chunks: lists that were cut otherwise would be skipped or seen twice.
+    lists = RankedLists(tmp_path, CONTRACT)
+    for number in CHUNKS:
+        lists.commit_chunk(ranked_chunk(number, CHUNKS[number][:2]), job_id="job", round_number=0, chunk_id=number)
+    with pytest.raises(RankedListsError, match="chunks 0 to 3 hold 8 lists, expected 11"):
+        read(lists)

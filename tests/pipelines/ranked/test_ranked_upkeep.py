@@ -16,10 +16,13 @@ from lists_for_tests import CONTRACT, ranked_chunk
 
 from pipelines.errors import RankedListsError
 from pipelines.ranked import upkeep
+from pipelines.ranked.data_file import DataFile, DataFileReader, write_data_file
+from pipelines.ranked.holds import HOLD_EXPIRES_S, Hold
+from pipelines.ranked.log import FileEntry
 from pipelines.ranked.reader import RoundReader
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.tail import StreamPosition, follow
-from pipelines.ranked.upkeep import HOLD_EXPIRES_S, Hold, compact, vacuum
+from pipelines.ranked.upkeep import compact, vacuum
 
 HOUR = 3600.0
 
@@ -78,7 +81,6 @@ def test_a_compacted_file_has_row_groups_of_whole_chunks(lists: RankedLists, mon
     file = pq.ParquetFile(lists.location.local / entry.path)
     groups = [set(file.read_row_group(i)["chunk_id"].to_pylist()) for i in range(file.num_row_groups)]
     assert groups == [{0, 1}, {2, 3}, {4, 5}, {6, 7}, {8, 9}]
-    assert file.schema_arrow.metadata[b"dualdistill.compacted_files"] == b"10"
 
 
 def test_a_chunk_that_was_compacted_is_still_committed_once(lists: RankedLists) -> None:
@@ -99,6 +101,82 @@ def test_other_jobs_and_large_files_are_left_alone(lists: RankedLists, monkeypat
     monkeypatch.undo()
     assert compact(lists, "job", 0) == 1
     assert {entry.path for entry in lists.files("other", 0)} == untouched
+
+
+def test_a_compacted_file_says_what_its_parts_said(lists: RankedLists) -> None:
+    # How the scores were made must not be lost with the small files, which are all that a round has at first.
+    for chunk_id, miner in enumerate(["untrained", "untrained", "c0ffee"]):
+        rows = ranked_chunk(chunk_id, [f"q{chunk_id}"])
+        lists.commit_chunk(rows, job_id="job", round_number=0, chunk_id=chunk_id, miner=miner)
+    filesystem = lists.location.filesystem()
+    before = DataFileReader(filesystem, lists.files()[0].path).footer
+    compact(lists, "job", 0)
+    after = DataFileReader(filesystem, lists.files()[0].path).footer
+    assert after == before | {"dualdistill.miner": "untrained, c0ffee"}
+    assert set(after) == {
+        f"dualdistill.{key}" for key in ("contract", "dataset_fingerprint", "code_version", "schema_version", "miner")
+    }
+
+
+def test_files_of_a_later_version_are_not_joined(lists: RankedLists) -> None:
+    # Its columns would be lost: code of this version does not know them.
+    commit(lists, 0, 1)
+    path = Path(lists.location.url) / lists.files()[0].path
+    rows = pq.ParquetFile(path).read()
+    pq.write_table(rows.append_column("added", pa.array(["x"] * len(rows))), path)
+    assert compact(lists, "job", 0) == 0
+    assert len(lists.files()) == 2
+
+
+def test_of_compactions_of_different_runs_one_gives_way(lists: RankedLists, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `lists compact` beside a job that compacts by itself: whoever is late leaves it, and neither fails.
+    commit(lists, *range(6))
+    other = RankedLists(lists.location, CONTRACT)
+    whole = RankedLists._commit
+
+    def after_the_other(table: RankedLists, *what: object) -> None:
+        if table is lists:
+            monkeypatch.setattr(RankedLists, "_commit", whole)
+            assert other.replace(other.files()[:2], [other_file(other.files()[:2])])
+        whole(table, *what)
+
+    def other_file(entries: list[FileEntry]) -> DataFile:
+        ordered = sorted(entries, key=lambda entry: entry.first_chunk)
+        readers = [DataFileReader(lists.location.filesystem(), entry.path) for entry in ordered]
+        return write_data_file(
+            lists.location,
+            [rows for reader in readers for rows in reader.row_groups()],
+            partition={"job_id": "job", "round": "0"},
+            metadata={},
+        )
+
+    monkeypatch.setattr(RankedLists, "_commit", after_the_other)
+    assert compact(lists, "job", 0) == 0
+    assert RoundReader(lists, "job", 0).chunk_ids() == set(range(6))
+    assert len(DeltaTable(lists.location.url).to_pyarrow_table()) == 18
+    assert compact(lists, "job", 0) == 4
+
+
+def test_a_vacuum_goes_by_when_a_file_left_the_log_however_old_it_is(lists: RankedLists) -> None:
+    # Delta would forget after a week when a file left, and then go by the age of the file.
+    path = Path(lists.location.url)
+    commit(lists, *range(3))
+    age(path, 24 * 400)
+    compact(lists, "job", 0)
+    lists._table.create_checkpoint()
+    lists._table.cleanup_metadata()
+    old = {entry.path for entry in lists.files()}
+    assert vacuum(RankedLists(lists.location, CONTRACT), retention_hours=1) == []
+    assert len(data_files(path)) == 3 + len(old)
+    assert lists._table.metadata().configuration["delta.deletedFileRetentionDuration"] == "interval 36500 days"
+
+
+def test_a_table_that_cannot_be_held_is_read_all_the_same(lists: RankedLists, caplog: pytest.LogCaptureFixture) -> None:
+    # A store that is mounted read-only, a full disk: a reader must not need to write.
+    commit(lists, 0)
+    (Path(lists.location.url) / "_holds").write_text("in the way")
+    assert sum(map(len, lists.chunks("job", 0))) == 3
+    assert "cannot be held while it is read" in caplog.text
 
 
 def test_of_two_compactions_at_once_one_is_refused_and_nothing_doubles(lists: RankedLists) -> None:
@@ -175,7 +253,7 @@ def test_a_vacuum_removes_nothing_that_a_reader_holds(lists: RankedLists, monkey
     commit(lists, *range(3))
     old = data_files(path)
     now = time.time()
-    hold = Hold(lists, clock=lambda: now - 3 * HOUR)
+    hold = Hold(lists.location, clock=lambda: now - 3 * HOUR)
     monkeypatch.setattr("pipelines.ranked.table.time.time", lambda: now - 2 * HOUR)
     compact(lists, "job", 0)
     monkeypatch.undo()
@@ -189,7 +267,7 @@ def test_a_hold_is_renewed_and_one_of_a_dead_reader_expires(lists: RankedLists) 
     path = Path(lists.location.url)
     now = time.time()
     clock = [now]
-    hold = Hold(lists, clock=lambda: clock[0])
+    hold = Hold(lists.location, clock=lambda: clock[0])
     (file,) = (path / "_holds").iterdir()
     file.unlink()
     clock[0] += 59
