@@ -5,7 +5,7 @@ Leaves: exactly one table, round or list, or an error that names all that it cou
 of two contracts are not comparable, and an export of the wrong ones would train without a complaint.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,11 +52,16 @@ class FoundList:
     round: RoundOfLists
 
 
-def all_tables(root: Path | str) -> list[FoundTable]:
+def all_tables(root: Path | str, *, unreadable: Callable[[RankedListsError], None]) -> list[FoundTable]:
     """Every table below `root`, by data set and contract; none where nothing was scored yet.
 
+    Args:
+        root: a folder or an `s3://` URL.
+        unreadable: told of each table that cannot be read (a later version's, one that is just being made): the
+            others are found all the same.
+
     Raises:
-        RankedListsError: a table, or the store, cannot be read.
+        RankedListsError: the store cannot be read.
     """
     top = Location.of(root) / _LISTS
     try:
@@ -68,7 +73,13 @@ def all_tables(root: Path | str) -> list[FoundTable]:
         ]
     except OSError as error:
         raise RankedListsError(f"{root}: cannot be read: {error}") from error
-    return [FoundTable(RankedLists.existing(place), dataset) for dataset, place in places]
+    found = []
+    for dataset, place in places:
+        try:
+            found.append(FoundTable(RankedLists.existing(place), dataset))
+        except RankedListsError as error:
+            unreadable(error)
+    return found
 
 
 def find_lists(
@@ -89,7 +100,10 @@ def find_lists(
     Raises:
         RankedListsError: no table fits, or several do; the message lists them with their jobs.
     """
-    tables = all_tables(root)
+    errors: list[RankedListsError] = []
+    tables = all_tables(root, unreadable=errors.append)
+    if not tables and errors:
+        raise errors[0]
     if not tables:
         raise RankedListsError(f"there are no ranked lists below {str(root)!r}")
     fitting = [
@@ -103,7 +117,8 @@ def find_lists(
         return fitting[0].lists
     wanted = _sought(job_id, dataset_fingerprint, contract)
     if not fitting:
-        raise RankedListsError(f"no ranked lists{wanted} below {str(root)!r}; there are:{_each(tables)}")
+        broken = "".join(f"\n  unreadable: {error}" for error in errors)
+        raise RankedListsError(f"no ranked lists{wanted} below {str(root)!r}; there are:{_each(tables)}{broken}")
     raise RankedListsError(
         f"{len(fitting)} tables of ranked lists{wanted} below {str(root)!r}; name a job, a data set or a contract:"
         f"{_each(fitting)}"

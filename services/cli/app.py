@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipelines.errors import PipelineError
-from pipelines.spec import SpecError, load_spec
+from pipelines.spec import load_spec
 from services.cli.client import GatewayClient, RequestRefused
 from services.cli.lists_app import lists
 from services.cli.output import LOCAL_URL, Url, console, refuse_bad_input
+from services.cli.overrides import parse_overrides
 from services.cli.results import print_result
 from services.cli.teachers import rerank, teachers
 from services.errors import ServiceError
@@ -60,7 +61,7 @@ def up(
     """Start the local stack (Ray, gateway, SQLite) on 127.0.0.1 and stop it again on Ctrl-C."""
     from services.cli.stack import local_stack
 
-    refuse_bad_input(lambda: load_spec(submit, _parse(overrides)) if submit else None)
+    refuse_bad_input(lambda: load_spec(submit, parse_overrides(overrides)) if submit else None)
     _sigterm_is_an_interrupt()
     data_roots = tuple(folder.resolve() for folder in data_root or [Path()])
     try:
@@ -110,7 +111,7 @@ def run(
     """Run a job in this process: no service, no Ray; for notebooks, debugging and small data."""
     from services.cli.run import run_in_process
 
-    spec = refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
+    spec = refuse_bad_input(lambda: load_spec(job, parse_overrides(overrides)))
     try:
         artifacts, result = run_in_process(
             spec, root=root.resolve(), data_root=data_root.resolve(), lists_url=lists_url, console=console
@@ -137,7 +138,7 @@ def estimate(
     from services.cli.estimate import estimate as estimated
     from services.cli.estimate import print_estimate
 
-    spec = refuse_bad_input(lambda: load_spec(job, _parse(overrides)))
+    spec = refuse_bad_input(lambda: load_spec(job, parse_overrides(overrides)))
     try:
         found = estimated(spec, data_root=data_root.resolve(), calibration=calibration)
     except PipelineError as error:
@@ -183,7 +184,7 @@ def cancel_job(job_id: JobId, url: Url = LOCAL_URL) -> None:
 
 
 def _spec(job: Path, overrides: list[str] | None) -> dict[str, Any]:
-    return load_spec(job, _parse(overrides)).model_dump(mode="json")
+    return load_spec(job, parse_overrides(overrides)).model_dump(mode="json")
 
 
 def _submit(client: GatewayClient, job: Path, overrides: list[str] | None) -> str:
@@ -228,16 +229,6 @@ def _show(result: dict[str, Any], artifacts: Path | None) -> None:
             f"report   {artifacts / 'report.html'}",
         ):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _parse(pairs: list[str] | None) -> dict[str, str]:
-    parsed: dict[str, str] = {}
-    for pair in pairs or []:
-        field, separator, value = pair.partition("=")
-        if not separator or not field:
-            raise SpecError([("--set", f"needs FIELD=VALUE, got {pair!r}")])
-        parsed[field] = value
-    return parsed
 
 
 def _sigterm_is_an_interrupt() -> None:

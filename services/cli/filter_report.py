@@ -16,6 +16,7 @@ from services.cli.filter_report_view import print_filter_report
 from services.cli.lists import Confidence, Contract, Data, Job, Root, Round, Source
 from services.cli.lists_input import PositiveSource, answered, dataset_at, positive_rule
 from services.cli.output import console
+from services.cli.overrides import parse_overrides
 
 __all__ = ["filter_report"]
 
@@ -41,7 +42,7 @@ def filter_report(
     """Count what filters, and each of them with one setting changed, keep of a round's lists; with histograms."""
 
     def count() -> FilterReport:
-        spec = load_filters(filters, _parsed(overrides))
+        spec = load_filters(filters, parse_overrides(overrides))
         dataset = dataset_at(data) if data else None
         if dataset is None and spec.same_text == "drop":
             raise SpecError([("--data", "same_text 'drop' compares texts: give the data set's folder")])
@@ -59,14 +60,3 @@ def filter_report(
         console.print_json(data=report.to_dict())
     else:
         print_filter_report(report, console)
-
-
-def _parsed(pairs: list[str] | None) -> dict[str, str]:
-    """`SETTING=VALUE` pairs as a mapping."""
-    parsed: dict[str, str] = {}
-    for pair in pairs or []:
-        setting, separator, value = pair.partition("=")
-        if not separator or not setting:
-            raise SpecError([("--set", f"needs SETTING=VALUE, got {pair!r}")])
-        parsed[setting] = value
-    return parsed

@@ -15,7 +15,7 @@ from pipelines.ranked.exports.registry import FORMATS, format_named
 from pipelines.ranked.find import all_tables, find_list, find_lists, pick_round
 from pipelines.ranked.imports import import_scores
 from pipelines.spec import SpecError, load_filters
-from services.cli.lists_input import PositiveSource, answered, dataset_at, positive_rule
+from services.cli.lists_input import PositiveSource, answered, dataset_at, positive_rule, say_unreadable
 from services.cli.lists_view import print_export, print_import, print_list, print_tables
 from services.cli.output import console
 
@@ -55,7 +55,7 @@ Confidence = Annotated[
 @lists.command("list")
 def list_tables(root: Root = _LOCAL_ROOT) -> None:
     """All tables, with the jobs and rounds in them."""
-    print_tables(answered(lambda: all_tables(root)), console)
+    print_tables(answered(lambda: all_tables(root, unreadable=say_unreadable)), console)
 
 
 @lists.command("inspect")

@@ -13,12 +13,12 @@ import typer
 from rich.markup import escape
 
 from pipelines.corpus.dataset import Dataset, load_dataset
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, RankedListsError
 from pipelines.ranked.positives import PositiveRule
 from pipelines.spec import DatasetSpec
 from services.cli.output import console, refuse_bad_input
 
-__all__ = ["PositiveSource", "answered", "dataset_at", "positive_rule"]
+__all__ = ["PositiveSource", "answered", "dataset_at", "positive_rule", "say_unreadable"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,11 @@ def answered(step: Callable[[], T]) -> T:
     except PipelineError as error:
         console.print(f"[red]failed[/] ({error.reason}): {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def say_unreadable(error: RankedListsError) -> None:
+    """One table of several cannot be read: the others are of use all the same."""
+    console.print(f"[yellow]unreadable[/]: {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def dataset_at(folder: Path, split: str | None = None) -> Dataset:

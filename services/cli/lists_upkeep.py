@@ -10,7 +10,7 @@ import typer
 from pipelines.ranked import upkeep
 from pipelines.ranked.find import all_tables, find_lists
 from services.cli.lists import Contract, Job, Root
-from services.cli.lists_input import answered
+from services.cli.lists_input import answered, say_unreadable
 from services.cli.output import console
 
 __all__ = ["compact", "vacuum"]
@@ -36,7 +36,7 @@ def vacuum(
     """Delete files of all tables that no reader can need, nor a writer that is at work."""
 
     def clean() -> None:
-        for table in all_tables(root):
+        for table in all_tables(root, unreadable=say_unreadable):
             removed = upkeep.vacuum(table.lists, retention_hours=retention_hours)
             console.print(f"{table}: {len(removed):,} files deleted", highlight=False, markup=False, soft_wrap=True)
 

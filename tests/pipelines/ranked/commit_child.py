@@ -2,7 +2,7 @@
 
 Steps: `file` (before the data file), `half` (while it is written), `log` (before the log entry), `done` (after it,
 before anybody is told), `never` (commits chunks until it is killed from outside), `full` (until the
-disk refuses; says so).
+disk refuses; says so); `half a compaction`, `compaction before its log entry` (after COUNT chunks).
 """
 
 import os
@@ -14,6 +14,7 @@ from chunks_for_tests import CONTRACT, ranked_chunk
 from pipelines.errors import RankedListsError
 from pipelines.ranked import data_file, table
 from pipelines.ranked.table import RankedLists
+from pipelines.ranked.upkeep import compact
 
 
 def die(*_: object, **__: object) -> None:
@@ -38,6 +39,12 @@ def main(path: str, step: str, count: int) -> None:
         if step == "done":
             die()
         print(chunk_id, flush=True)
+    if "compaction" in step:
+        if step.startswith("half"):
+            data_file.pq.ParquetWriter.close = die
+        else:
+            RankedLists._commit = die
+        compact(lists, "job", 0)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,16 @@ def test_a_writer_killed_at_a_step_leaves_all_of_a_chunk_or_nothing(tmp_path: Pa
     assert assert_whole(tmp_path / "lists") == 1
 
 
+@pytest.mark.parametrize("step", ["half a compaction", "compaction before its log entry"])
+def test_a_compaction_that_is_killed_changes_nothing(tmp_path: Path, step: str) -> None:
+    assert child(tmp_path / "lists", step, 5).returncode == -signal.SIGKILL
+    assert assert_whole(tmp_path / "lists") == 5
+    lists = RankedLists(tmp_path / "lists", CONTRACT)
+    assert len(lists.files()) == 5
+    assert compact(lists, "job", 0) == 4
+    assert assert_whole(tmp_path / "lists") == 5
+
+
 def test_a_writer_killed_at_any_moment_loses_nothing_that_it_announced(tmp_path: Path) -> None:
     # kill -9 from outside, also inside the libraries that write; the next writer begins at the first chunk again.
     path = tmp_path / "lists"
@@ -67,7 +77,7 @@ def test_a_writer_killed_at_any_moment_loses_nothing_that_it_announced(tmp_path:
             for line in writer.stdout:
                 announced = max(announced, int(line) + 1)
                 if int(line) >= announced - 1 and moments.random() < 0.2:
-                    time.sleep(moments.random() * 0.02)
+                    time.sleep(moments.random() * 0.02)  # a kill at once would only ever meet a commit's beginning
                     writer.kill()
                     break
         assert_whole(path, at_least=announced)

@@ -32,16 +32,18 @@ def test_the_only_table_needs_no_name(tmp_path: Path, dataset: Dataset) -> None:
     table_below(tmp_path, dataset)
     assert find_lists(tmp_path).contract == CONTRACT
     assert find_lists(str(tmp_path), "job", dataset_fingerprint=dataset.fingerprint).contract == CONTRACT
-    assert [table.dataset_fingerprint for table in all_tables(tmp_path)] == [dataset.fingerprint]
+    assert [table.dataset_fingerprint for table in all_tables(tmp_path, unreadable=pytest.fail)] == [
+        dataset.fingerprint
+    ]
 
 
 def test_nothing_there_is_a_sentence(tmp_path: Path) -> None:
-    assert all_tables(tmp_path) == []
+    assert all_tables(tmp_path, unreadable=pytest.fail) == []
     with pytest.raises(RankedListsError, match="there are no ranked lists below"):
         find_lists(tmp_path)
     # A folder without a log is what a job leaves that died at once; it is no reason to refuse the others.
     (tmp_path / "ranked_lists" / ("d" * 64) / CONTRACT.fingerprint).mkdir(parents=True)
-    assert all_tables(tmp_path) == []
+    assert all_tables(tmp_path, unreadable=pytest.fail) == []
 
 
 def test_a_store_that_cannot_be_read_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +105,15 @@ def test_the_newest_list_of_a_query(tmp_path: Path) -> None:
     assert found.columns.query_id[found.place] == "test"
     with pytest.raises(RankedListsError, match=r"job 'job' has no list of query 'q3' \(rounds searched: -1, 0, 1\)"):
         find_list(lists, "q3")
+
+
+def test_one_table_that_cannot_be_read_does_not_hide_the_others(tmp_path: Path, dataset: Dataset) -> None:
+    # A later version made it, or its maker is just beginning.
+    table_below(tmp_path, dataset)
+    (tmp_path / "ranked_lists" / "data" / "contract" / "_delta_log").mkdir(parents=True)
+    errors: list[RankedListsError] = []
+    assert len(all_tables(tmp_path, unreadable=errors.append)) == 1
+    assert "ranked_lists/data/contract" in str(errors[0])
+    assert find_lists(tmp_path).rounds()
+    with pytest.raises(RankedListsError, match=r"(?s)no ranked lists of job 'else'.*unreadable: .*data/contract"):
+        find_lists(tmp_path, "else")

@@ -1,7 +1,6 @@
 """Items are made ahead, in order; errors come in their place; whoever closes does not wait."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -24,18 +23,23 @@ def test_items_come_in_order_and_the_next_is_made_meanwhile() -> None:
 
 
 def test_no_more_are_made_than_fit() -> None:
-    made: list[int] = []
+    used = [-1]
+    ahead: list[int] = []
+    fourth = threading.Event()
 
     def items(_: Callable[[], None]) -> Iterator[int]:
         for number in range(100):
-            made.append(number)
+            ahead.append(number - used[0])
+            if number == 3:
+                fourth.set()
             yield number
 
-    stream = read_ahead(items, depth=2)
-    assert next(stream) == 0
-    time.sleep(0.3)
-    assert len(made) <= 4, "the one in use, two that lie ready, one in the making"
-    stream.close()
+    for number in read_ahead(items, depth=2):
+        used[0] = number
+        if number == 0:
+            assert fourth.wait(5), "one in use, two that lie ready, one in the making"
+    assert used == [99]
+    assert max(ahead) <= 4
 
 
 def test_an_error_comes_where_it_happened() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,6 +168,35 @@ def test_an_error_that_stays_is_told_and_leaves_no_half_chunk(bucket: str, fail:
     compact(lists, "job", 0)
     assert len(DeltaTable(lists.location.url).to_pyarrow_table()) == 6
     assert queries(table(bucket), 2)[3:] == ["q1-0", "q1-1", "q1-2"]
+
+
+def test_what_cannot_be_read_is_told_and_never_read_as_less(bucket: str, fail: Fail) -> None:
+    lists = table(bucket)
+    for chunk_id in range(3):
+        commit(lists, chunk_id)
+    fail("GET", "parquet")
+    with pytest.raises(RankedListsError, match=r"data file 'job_id=job/round=0/lists-.*cannot be read"):
+        queries(lists, 3)
+    with pytest.raises(RankedListsError, match="cannot be read"):
+        compact(lists, "job", 0)
+    fail("GET", "_delta_log")
+    with pytest.raises(RankedListsError, match=r"s3://.* ranked lists cannot be"):
+        RoundReader(table(bucket), "job", 0)
+    fail()
+    assert queries(lists, 3) == [f"q{chunk}-{i}" for chunk in range(3) for i in range(3)]
+
+
+def test_a_vacuum_deletes_what_left_the_log(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = table(bucket)
+    for chunk_id in range(3):
+        commit(lists, chunk_id)
+    old = {entry.path for entry in lists.files()}
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ranked.table.time.time", lambda: now - 2 * 3600)
+        compact(lists, "job", 0)
+    assert set(vacuum(lists, retention_hours=1)) == old
+    assert queries(lists, 3) == [f"q{chunk}-{i}" for chunk in range(3) for i in range(3)]
 
 
 def test_a_log_entry_whose_answer_was_lost_counts_once(bucket: str, fail: Fail) -> None:

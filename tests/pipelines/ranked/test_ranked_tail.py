@@ -1,7 +1,8 @@
 """What training reads is fixed by numbers: not by when chunks arrive, and not by how often it was interrupted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ def never() -> None:
     raise AssertionError("a committed chunk was waited for")
 
 
-def read(
+def stream(
     lists: RankedLists,
     *,
     start: StreamPosition = StreamPosition(),  # noqa: B008 - frozen
@@ -41,22 +42,24 @@ def read(
     wait: Callable[[], None] = never,
     shard: Shard = Shard(),  # noqa: B008 - frozen
     view: View | None = None,
-) -> list[tuple[RankedRow, StreamPosition]]:
-    return list(
-        follow(
-            lists,
-            job_id="job",
-            round_number=0,
-            num_rows=ROWS,
-            rows_per_chunk=PER_CHUNK,
-            start=start,
-            epochs=epochs,
-            seed=seed,
-            wait=wait,
-            shard=shard,
-            view=view,
-        )
+) -> Iterator[tuple[RankedRow, StreamPosition]]:
+    return follow(
+        lists,
+        job_id="job",
+        round_number=0,
+        num_rows=ROWS,
+        rows_per_chunk=PER_CHUNK,
+        start=start,
+        epochs=epochs,
+        seed=seed,
+        wait=wait,
+        shard=shard,
+        view=view,
     )
+
+
+def read(lists: RankedLists, **settings: Any) -> list[tuple[RankedRow, StreamPosition]]:
+    return list(stream(lists, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +89,7 @@ def test_reading_begins_with_the_first_chunk(tmp_path: Path) -> None:
     # Training overlaps scoring: the first rows come out while nothing else is committed.
     lists = RankedLists(tmp_path, CONTRACT)
     commit(lists, 0)
-    rows = follow(
-        lists,
-        job_id="job",
-        round_number=0,
-        num_rows=ROWS,
-        rows_per_chunk=PER_CHUNK,
-        start=StreamPosition(),
-        epochs=1,
-        seed=0,
-        wait=never,
-    )
+    rows = stream(lists)
     assert [next(rows)[0].query_id for _ in range(3)] == ["q0", "q1", "q2"]
     with pytest.raises(AssertionError, match="waited"):
         next(rows)
@@ -218,17 +211,7 @@ def test_compaction_in_the_middle_of_reading_changes_nothing(tmp_path: Path) -> 
     for number in CHUNKS:
         commit(lists, number)
     expected = [row.query_id for row, _ in read(lists, epochs=2)]
-    rows = follow(
-        lists,
-        job_id="job",
-        round_number=0,
-        num_rows=ROWS,
-        rows_per_chunk=PER_CHUNK,
-        start=StreamPosition(),
-        epochs=2,
-        seed=7,
-        wait=never,
-    )
+    rows = stream(lists, epochs=2)
     found = [next(rows)[0].query_id]
     assert compact(lists, "job", 0) == 3
     assert found + [row.query_id for row, _ in rows] == expected

@@ -134,7 +134,7 @@ def test_filters_come_from_a_file(report: Report, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["--set", "relative_margin"], 2, "--set: needs SETTING=VALUE"),
+        (["--set", "relative_margin"], 2, "--set: needs FIELD=VALUE"),
         (["--set", "relative_margin=-1"], 2, "relative_margin: "),
         (["--set", "margin=1"], 2, "margin: unknown field"),
         (["--filters", "none.yaml"], 2, "none.yaml"),
