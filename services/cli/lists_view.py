@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -32,21 +31,18 @@ _SNIPPET = 160
 
 
 def print_tables(tables: list[FoundTable], console: Console) -> None:
-    """One row per table and job."""
+    """A paragraph per table, a line per job: names to be copied stay whole on a narrow terminal."""
     if not tables:
         console.print("there are no ranked lists yet")
         return
-    shown = Table()
-    for name in ("data set", "contract", "job", "scored by", "rounds: lists"):
-        shown.add_column(name, no_wrap=name in {"data set", "contract", "job"}, overflow="fold")  # names to be copied
     for table in tables:
         contract = table.lists.contract
-        table_is = (table.dataset_fingerprint[:_SHORT], contract.fingerprint[:_SHORT])
-        by_job = [(job, list(rounds)) for job, rounds in groupby(table.lists.rounds(), key=lambda each: each.job_id)]
-        for number, (job, rounds) in enumerate(by_job or [("", [])]):
+        fingerprints = f"data set {table.dataset_fingerprint[:_SHORT]}, contract {contract.fingerprint[:_SHORT]}"
+        lines = [f"{fingerprints}, scored by {contract.model_id}"]
+        for job, rounds in groupby(table.lists.rounds(), key=lambda each: each.job_id):
             counts = ", ".join(f"{_round(each)}: {each.num_lists:,}" for each in rounds)
-            shown.add_row(*(table_is if number == 0 else ("", "")), escape(job), escape(contract.model_id), counts)
-    console.print(shown)
+            lines.append(f"  {job}  {counts}")
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_list(
