@@ -117,7 +117,7 @@ def test_only_named_splits_are_opened_so_hidden_labels_stay_hidden(tmp_path: Pat
         ("qrels/test.tsv", HEADER, "qrels/test.tsv: holds no judgement"),
         ("qrels/test.tsv", HEADER + "q2\td1\t0\n", "split 'test' has no judgement above 0"),
         ("qrels/test.tsv", HEADER + "q0\td2\t1\n", "query 'q0' is judged in both 'train' and 'test'"),
-        ("corpus.jsonl.gz", gzip.compress(b"{}"), "corpus.jsonl and corpus.jsonl.gz are both in"),
+        ("corpus.jsonl.gz", gzip.compress(b"{}", mtime=0), "corpus.jsonl and corpus.jsonl.gz are both in"),
         ("queries.parquet", b"not parquet", "queries.jsonl and queries.parquet are both in"),
     ],
 )
@@ -133,7 +133,7 @@ def test_a_broken_folder_is_refused_by_file_line_and_id(
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("corpus.jsonl.gz", gzip.compress(lines(DOCUMENTS))[:-20], "corpus.jsonl.gz: cannot be read"),
+        ("corpus.jsonl.gz", gzip.compress(lines(DOCUMENTS), mtime=0)[:-20], "corpus.jsonl.gz: cannot be read"),
         ("corpus.jsonl.gz", lines(DOCUMENTS), "corpus.jsonl.gz: cannot be read"),
         ("corpus.parquet", b"PAR1 no", "corpus.parquet: cannot be read as Parquet"),
     ],
