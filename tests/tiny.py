@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from pipelines.corpus.dataset import Dataset, load_dataset
-from pipelines.corpus.tokens import TokenPairs, Tokens
 from pipelines.errors import Cancelled
 from pipelines.spec import DistillationSpec, parse_spec
+from pipelines.tokens import TokenPairs, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

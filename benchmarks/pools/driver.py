@@ -23,9 +23,9 @@ from pools.child import serve_words
 from pools.pairs import load_requests
 from pools.stretch import Row
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreAnswer, ScoreRequest
+from pipelines.tokens import TokenPairs
 from services.teacher_pool import calls
 from services.teacher_pool.client import PoolScorer
 from services.teacher_pool.deployment import connect_pool

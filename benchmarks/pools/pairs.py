@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from peers.scoring_task import QUICKSTART
 
-from pipelines.corpus.tokens import TokenPairs, Tokens, runs
 from pipelines.model_files import tokenizer_hash
 from pipelines.pretrained import load_folder_tokenizer
 from pipelines.teacher.layout import pair_layout
+from pipelines.tokens import TokenPairs, Tokens, runs
 
 __all__ = ["Texts", "load_requests", "read_texts", "save_requests"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from ray import serve
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.contract import ScoreContract
+from pipelines.tokens import TokenPairs
 from services.teacher_pool.messages import DEPLOYMENT_NAME, ScoreReply
 from services.teacher_pool.metrics import ReplicaMetrics
 from services.teacher_pool.turns import Turns

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import RankedListsError
 from pipelines.ranked.lookup import AskedChunk, CandidateRows, ChunkLookup, list_lengths, round_shape
 from pipelines.ranked.reader import RoundReader
@@ -25,6 +24,7 @@ from pipelines.ranked.schema import rank_candidates
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.upkeep import compact
 from pipelines.teacher.scorer import PairScorer, ScoreAnswer, ScoreRequest
+from pipelines.tokens import TokenPairs
 
 __all__ = ["ChunkDone", "PairSource", "chunk_count", "fill_round"]
 

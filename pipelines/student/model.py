@@ -19,6 +19,7 @@ from pipelines.model_files import check_positions
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.spec import StudentSpec
 from pipelines.student.heads import DualHeads, StudentViews
+from pipelines.tokens import Tokens
 
 __all__ = ["DualEncoder", "TextKind", "load_student"]
 
@@ -56,14 +57,22 @@ class DualEncoder(nn.Module):
 
     def embed_views(self, texts: Sequence[str], kind: TextKind) -> StudentViews:
         """`embed`, and the same texts as each head sees them; without heads all three are one tensor."""
-        tokens = self.tokenizer(
-            self._prompted(texts, kind),
-            padding=True,
-            truncation=True,
-            max_length=self.spec.max_length,
-            return_tensors="pt",
-        ).to(self.device)
-        pooled = self._pool(self.backbone(**tokens).last_hidden_state, tokens["attention_mask"])
+        tokens = self.tokenize(texts, kind)
+        return self.views(self.pooled(tokens, np.arange(len(tokens))))
+
+    def tokenize(self, texts: Sequence[str], kind: TextKind) -> Tokens:
+        """Ids of each text behind its prompt, special tokens included, cut to the spec's `max_length`."""
+        ids = self.tokenizer(self._prompted(texts, kind), truncation=True, max_length=self.spec.max_length)["input_ids"]
+        return Tokens.of(ids)
+
+    def pooled(self, tokens: Tokens, rows: npt.NDArray[np.int64]) -> Tensor:
+        """One forward pass: the pooled vectors float32 [rows, hidden] of some rows of `tokens`, before any head."""
+        padded = tokens.padded(rows, pad_id=self.tokenizer.pad_token_id or 0)
+        inputs = {name: torch.from_numpy(values).to(self.device) for name, values in padded.items()}
+        return self._pool(self.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
+
+    def views(self, pooled: Tensor) -> StudentViews:
+        """What is served and what each head sees of pooled vectors [n, hidden]."""
         if self.heads:
             return self.heads.views(pooled, normalize=self.spec.normalize)
         served = nn.functional.normalize(pooled, dim=-1) if self.spec.normalize else pooled

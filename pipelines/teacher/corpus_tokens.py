@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from pipelines.corpus.dataset import Dataset
 from pipelines.corpus.token_cache import TokenCache, Tokenize, build_token_cache
-from pipelines.corpus.tokens import TokenPairs, Tokens
 from pipelines.journal import Journal
 from pipelines.model_files import tokenizer_hash
 from pipelines.pretrained import load_folder_tokenizer
 from pipelines.teacher.layout import PairLayout, pair_layout
+from pipelines.tokens import TokenPairs, Tokens
 
 __all__ = ["CorpusTokens", "corpus_tokens"]
 

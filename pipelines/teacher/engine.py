@@ -13,19 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import device_name
 from pipelines.errors import ContractError, ModelError
 from pipelines.model_files import weights_hash
+from pipelines.packing import pack_by_tokens
 from pipelines.teacher.backends.choice import load_backend
 from pipelines.teacher.backends.protocol import Backend, Logits
 from pipelines.teacher.batch import PairBatch
 from pipelines.teacher.calibration import Calibration, calibrate, kept_calibration, workload
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.memory import WithinMemory
-from pipelines.teacher.packing import pack_by_tokens
 from pipelines.teacher.pairs import KeptTokens, PairEncoder
 from pipelines.teacher.stages import Stages
+from pipelines.tokens import TokenPairs
 
 __all__ = ["CALIBRATION_SECONDS", "ScoredPairs", "TeacherEngine", "load_engine"]
 

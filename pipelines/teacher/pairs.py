@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.corpus.tokens import TokenPairs, Tokens, runs
 from pipelines.errors import ContractError, DataError
 from pipelines.model_files import tokenizer_hash
 from pipelines.teacher.batch import PairBatch
 from pipelines.teacher.layout import PairLayout, Segment, pair_layout
 from pipelines.teacher.truncation import kept_lengths
+from pipelines.tokens import TokenPairs, Tokens, runs
 
 __all__ = ["KeptTokens", "PairEncoder", "pair_encoder"]
 

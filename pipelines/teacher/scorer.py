@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import resolve_device
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import TeacherEngine, load_engine
+from pipelines.tokens import TokenPairs
 
 __all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "ScoreAnswer", "ScoreRequest"]
 

@@ -23,8 +23,8 @@ import stamina
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import Cancelled, ContractError, ModelError, PipelineError
+from pipelines.tokens import TokenPairs
 from services.errors import TeacherPoolError
 from services.teacher_pool.breaker import CircuitBreaker
 from services.teacher_pool.messages import ScoreReply

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.scorer import ScoreRequest
+from pipelines.tokens import TokenPairs
 
 __all__ = ["LEAST_PAIRS", "MOST_PAIRS", "MOST_TOKENS", "Call", "Part", "pack_calls"]
 

@@ -20,12 +20,12 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.devices import use_threads
 from pipelines.errors import Cancelled, PipelineError
 from pipelines.pretrained import quiet_loading
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import ScoredPairs, TeacherEngine, load_engine
+from pipelines.tokens import TokenPairs
 from services.settings import ray_token
 from services.teacher_pool.messages import DEPLOYMENT_NAME, ScoreReply
 from services.teacher_pool.metrics import ReplicaMetrics

@@ -8,8 +8,8 @@ from chunks_for_tests import CONTRACT, candidates_of, ranked_chunk
 from tiny import byte_pairs, texts_of
 
 from pipelines.corpus.dataset import Dataset
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.scorer import ScoreAnswer, ScoreRequest
+from pipelines.tokens import TokenPairs
 
 __all__ = ["CONTRACT", "CountingScorer", "TextPairs", "candidates_of", "hash_score", "lists_of", "ranked_chunk"]
 

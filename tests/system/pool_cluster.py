@@ -18,10 +18,10 @@ from ray import serve
 from ray._private.authentication_test_utils import reset_auth_token_state
 from ray.cluster_utils import Cluster
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.contract import ScoreContract, contract_of
 from pipelines.teacher.engine import TeacherEngine, load_engine
 from pipelines.teacher.scorer import ScoreRequest
+from pipelines.tokens import TokenPairs
 from services.cli.ray_node import free_port
 from services.store import Teacher
 from services.teacher_pool import control

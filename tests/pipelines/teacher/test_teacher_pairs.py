@@ -10,7 +10,6 @@ from architectures import PROMPT, prompt, sample_pairs, save_decoder_teacher, sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import ContractError, DataError, ModelError
 from pipelines.model_files import tokenizer_hash
 from pipelines.pretrained import load_folder_tokenizer
@@ -18,6 +17,7 @@ from pipelines.spec_sections.models import PROMPTS
 from pipelines.teacher.layout import pair_layout
 from pipelines.teacher.pairs import PairEncoder
 from pipelines.teacher.truncation import kept_lengths
+from pipelines.tokens import TokenPairs
 
 QUERIES, PASSAGES = sample_pairs(60, seed=7)
 PASSAGES[0] = "  spaces at both ends, and UPPER case \n\n with breaks  "

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny import RecordingJournal, byte_pairs, tiny_spec
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import Cancelled
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreRequest
+from pipelines.tokens import TokenPairs
 from services.driver.hosting import PoolHost
 from services.errors import TeacherNotDeployable, TeacherPoolError
 from services.store import DriverSession, Store, TeacherTable

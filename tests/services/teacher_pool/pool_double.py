@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from tiny import byte_pairs, texts_of
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreRequest
+from pipelines.tokens import TokenPairs
 from services.teacher_pool.messages import ScoreReply
 
 CONTRACT = ScoreContract(model_id="m", revision=None, weights_hash="ab", max_length=64, dtype="fp32")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import byte_pairs, texts_of
 
-from pipelines.corpus.tokens import TokenPairs, Tokens
 from pipelines.teacher.scorer import ScoreRequest
+from pipelines.tokens import TokenPairs, Tokens
 from services.teacher_pool.calls import LEAST_PAIRS, MOST_PAIRS, MOST_TOKENS, Call, pack_calls
 
 

@@ -16,10 +16,10 @@ from starlette.requests import Request
 from tiny import byte_pairs, save_cross_encoder
 from transformers import AutoTokenizer
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.errors import ContractError
 from pipelines.teacher.contract import ScoreContract, contract_of
 from pipelines.teacher.engine import load_engine
+from pipelines.tokens import TokenPairs
 from services.teacher_pool.messages import ScoreReply
 from services.teacher_pool.replica import TeacherReplica
 

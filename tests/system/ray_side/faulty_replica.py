@@ -17,8 +17,8 @@ from pathlib import Path
 
 from ray import serve
 
-from pipelines.corpus.tokens import TokenPairs
 from pipelines.teacher.engine import ScoredPairs, TeacherEngine
+from pipelines.tokens import TokenPairs
 from services.teacher_pool.messages import DEPLOYMENT_NAME
 from services.teacher_pool.replica import TeacherReplica
 

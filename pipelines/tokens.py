@@ -1,8 +1,8 @@
 """Texts as token ids: ragged rows in two flat arrays, and pairs of them without a text repeated.
 
-Enters: one list of ids per text. Leaves: `Tokens` (rows of any length), and `TokenPairs`, what a teacher scores: each
-distinct query and passage once, and two index arrays that say which goes with which. Both are NumPy buffers, so they
-cross a process border as they are.
+Enters: one list of ids per text. Leaves: `Tokens` (rows of any length, a rectangle where a model wants one), and
+`TokenPairs`, what a teacher scores: each distinct query and passage once, and two index arrays that say which goes with
+which. Both are NumPy buffers, so they cross a process border as they are.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,6 +40,14 @@ class Tokens:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row."""
         return np.diff(self.offsets)
+
+    def padded(self, rows: npt.NDArray[np.int64], *, pad_id: int) -> dict[str, npt.NDArray[np.int64]]:
+        """`input_ids` and `attention_mask` of the rows `rows`, int64 [rows, longest], padded on the right."""
+        taken = self.take(rows)
+        mask = np.arange(int(taken.lengths.max())) < taken.lengths[:, None]
+        ids = np.full(mask.shape, pad_id, dtype=np.int64)
+        ids[mask] = taken.values
+        return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Tokens":
         """The rows `rows`, in that order."""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.teacher.packing import pack_by_tokens, padding_waste
+from pipelines.packing import pack_by_tokens, padding_waste
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=80).map(lambda values: np.array(values, dtype=np.int64))
 

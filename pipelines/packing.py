@@ -1,6 +1,6 @@
-"""Pack pairs into batches by a token budget, so that padding costs little and memory is bounded.
+"""Pack texts or pairs into batches by a token budget, so that padding costs little and memory is bounded.
 
-Enters: one length per pair (tokens). Leaves: batches of row numbers; the padded size of each, rows x longest row,
+Enters: one length per item (tokens). Leaves: batches of row numbers; the padded size of each, rows x longest row,
 stays within the budget. Longest first: a batch that would not fit memory fails at once, not after an hour; and the
 last batches are the cheap ones, so that workers finish together.
 """
@@ -14,7 +14,7 @@ __all__ = ["pack_by_tokens", "padding_waste"]
 def pack_by_tokens(lengths: npt.NDArray[np.int64], tokens_per_batch: int) -> list[npt.NDArray[np.int64]]:
     """Batches of indices into `lengths` ([n]), each with `rows * max(length) <= tokens_per_batch`.
 
-    A pair longer than the budget gets a batch of its own. Equal lengths keep their order, so packing is deterministic.
+    An item longer than the budget gets a batch of its own. Equal lengths keep their order, so packing is deterministic.
     """
     order = np.argsort(-lengths, kind="stable")
     batches: list[npt.NDArray[np.int64]] = []
