@@ -25,12 +25,14 @@ from pipelines.student.model import load_student
 from pipelines.teacher.backends.choice import resolve_backend
 from pipelines.teacher.contract import ONE_LABEL, ScoreContract, answers_head, contract_of
 from pipelines.teacher.corpus_tokens import CorpusTokens, corpus_tokens
+from pipelines.training.dev_set import DevSet
 from pipelines.training.teacher import learn_teacher, teacher_key
 
 __all__ = [
     "HeldOut",
     "hold_to_inputs",
     "input_fingerprint",
+    "job_dev_set",
     "job_miner",
     "job_teacher",
     "job_tokens",
@@ -98,6 +100,20 @@ def job_miner(context: JobContext, dataset: Dataset) -> Miner:
         folder = resolve_model(dense.encoder.model.id, dense.encoder.model.revision, roots=context.model_roots)
         encoder = load_student(folder, dense.encoder, dropout=0.0, device=resolve_device())
     return Miner(dataset, context.spec.candidates, encoder=encoder, path=context.work / "embeddings" / "fixed.npy")
+
+
+def job_dev_set(context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus) -> DevSet | None:
+    """The dev queries and the pool they are searched in; None where the spec asks for no dev measure."""
+    settings, split = context.spec.evaluation.dev, context.spec.dataset.dev_split
+    if settings is None or split is None:
+        return None
+    path = context.work / "dev.json"
+    if not path.is_file():
+        queries = dataset.labelled_queries(split)[: settings.max_queries]
+        judged = dataset.judged(split)
+        candidates = miner.mine(queries, corpus=corpus, judged={}, depth=settings.pool_depth)
+        DevSet.of({query_id: judged[query_id] for query_id in queries}, candidates).save(path)
+    return DevSet.load(path)
 
 
 def labelled_candidates(

@@ -8,10 +8,8 @@ or in which order scores arrive changes nothing. Every step finds what an earlie
 
 import copy
 import hashlib
-import json
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -25,23 +23,18 @@ from safetensors.torch import load_file, save_file
 from pipelines.candidates.file import CandidatesFile, num_pairs
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus, mine_once
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import resolve_dtype, seed_everything
-from pipelines.errors import DataError, RankedListsError
+from pipelines.errors import RankedListsError
 from pipelines.journal import Journal
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.ranked.table import RankedLists
-from pipelines.ranked.tail import StreamPosition, follow
-from pipelines.ranked.view import filtered_view
 from pipelines.scoring import ScoringInputs, ToScore, score_rounds
-from pipelines.spec import DistillationSpec, FilterSpec
+from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.corpus_tokens import CorpusTokens
 from pipelines.teacher.scorer import PairScorer
-from pipelines.training.batches import ListBatch, batches
-from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.loop import StepReport, train
-from pipelines.training.settings import loop_settings, positive_rule
+from pipelines.training.dev_set import DevSet
 from pipelines.training.student_step import StudentStep, needs_previous_student
+from pipelines.training.student_training import TrainingInputs, new_step, train_student
 
 __all__ = ["RoundInputs", "run_rounds", "training_queries"]
 
@@ -65,6 +58,8 @@ class RoundInputs:
     """The corpus as the student embeds it before the first round."""
     evaluation_candidates: pa.Table | None
     """Candidates of the test queries, scored after the last round's lists while the student still trains."""
+    dev: DevSet | None
+    """What the student is measured on while it trains."""
 
 
 def training_queries(spec: DistillationSpec, dataset: Dataset) -> list[str]:
@@ -78,17 +73,19 @@ def training_queries(spec: DistillationSpec, dataset: Dataset) -> list[str]:
     return [queries[i] for i in np.random.default_rng((spec.seed, 2)).permutation(len(queries))]
 
 
-def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
+def run_rounds(inputs: RoundInputs, student: DualEncoder) -> DualEncoder:
     """Train `student`, which comes as it was before the job, in place through all rounds of the spec.
 
     What the objective learns goes on from round to round, as the student does; optimizer and schedule start anew.
+
+    Returns:
+        The student to evaluate and export: `student`, or its average over steps where the spec asks for that.
     """
     training = inputs.spec.training
     previous = None
     if needs_previous_student(training.objective):
         previous = copy.deepcopy(student).eval().requires_grad_(False)
-    dtype = resolve_dtype(training.dtype, device_type=student.device.type)
-    step = StudentStep(student, training.objective, dtype=dtype, previous=previous)
+    step = new_step(student, inputs.spec, previous=previous)
     for number in range(inputs.spec.rounds):
         snapshot = inputs.work / "snapshots" / f"round-{number}.safetensors"
         if not snapshot.is_file():
@@ -99,6 +96,7 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> None:
             scratch.rename(snapshot)
             shutil.rmtree(inputs.work / "checkpoints" / f"round-{number}", ignore_errors=True)
         step.load_state_dict(load_file(snapshot))
+    return step.outcome
 
 
 def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
@@ -112,7 +110,7 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     def mine() -> Iterator[pa.Table]:
         corpus = inputs.untrained
         if number:
-            corpus = embed_corpus(step.student, dataset, path=embeddings / f"round-{number}.npy")
+            corpus = embed_corpus(step.outcome, dataset, path=embeddings / f"round-{number}.npy")
         return inputs.miner.mine_blocks(queries, corpus=corpus, judged=judged, scratch=embeddings / "queries.npy")
 
     candidates = mine_once(inputs.work / f"candidates-{number}.parquet", mine)
@@ -159,13 +157,6 @@ def _miner(inputs: RoundInputs, round_number: int) -> str:
 def _train_student(
     inputs: RoundInputs, step: StudentStep, number: int, *, num_rows: int, scoring: "Future[None]"
 ) -> None:
-    spec, training = inputs.spec, inputs.spec.training
-    unlabelled = spec.dataset.unlabelled
-    rule = positive_rule(spec)
-    seed_everything(spec.seed + number)
-    curve = inputs.work / "learning_curve.jsonl"
-    positives: Counter[str] = Counter()
-
     every_list_is_there = False
 
     def wait() -> None:
@@ -176,72 +167,24 @@ def _train_student(
         wait_for([scoring], timeout=0.1)
         every_list_is_there = scoring.done() and scoring.result() is None
 
-    def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
-        rows = follow(
-            inputs.lists,
-            job_id=inputs.job_id,
-            round_number=number,
-            num_rows=num_rows,
-            rows_per_chunk=spec.candidates.queries_per_chunk,
-            start=start,
-            epochs=training.epochs,
-            seed=spec.seed,
-            wait=wait,
-            view=filtered_view(training.filters, rule, lambda doc_ids: [inputs.dataset.passage(d) for d in doc_ids]),
-        )
-        for batch, following in batches(
-            rows,
-            inputs.dataset,
-            queries_per_step=training.queries_per_step,
-            width=training.candidates_per_query,
-            rule=rule,
-            negatives=training.negatives,
-            seed=spec.seed,
-        ):
-            positives.update(queries=len(batch.positive), with_positive=int((batch.positive >= 0).sum()))
-            yield batch, following
-
-    def on_step(report: StepReport) -> None:
+    def watch() -> None:
         inputs.journal.check_cancelled()
         if scoring.done():
             scoring.result()  # the test lists may fail long after the last list that training needs
-        if report.step == 1:
-            inputs.journal.event("training.started", f"round {number}: the first step is done", round=number)
-        with curve.open("a", encoding="utf-8") as stream:
-            losses = {
-                name if name == "loss" or "." in name else f"loss.{name}": value
-                for name, value in report.losses.items()
-            }
-            stream.write(json.dumps({"round": number, "step": report.step, **losses}) + "\n")
-        inputs.journal.progress(
-            round=number, step=report.step, total_steps=report.total_steps, loss=report.losses["loss"]
-        )
 
-    settings_hash = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:12]
-    checkpoints = Checkpoints(
-        inputs.work / "checkpoints" / f"round-{number}",
-        run_fingerprint=f"{inputs.job_id}/{number}/{settings_hash}",
-        keep=training.keep_checkpoints,
-    )
-    point = train(
+    train_student(
+        TrainingInputs(
+            job_id=inputs.job_id,
+            spec=inputs.spec,
+            dataset=inputs.dataset,
+            lists=inputs.lists,
+            work=inputs.work,
+            number=number,
+            num_rows=num_rows,
+            dev=inputs.dev,
+            journal=inputs.journal,
+            wait=wait,
+            watch=watch,
+        ),
         step,
-        step,
-        open_batches,
-        loop_settings(spec, num_rows),
-        on_step=on_step,
-        checkpoints=checkpoints,
     )
-    if point.step == 0:
-        seen = (
-            "" if training.filters == FilterSpec() else ", seen through training.filters (see `lists filter-report`),"
-        )
-        raise DataError(f"round {number}: none of {num_rows} ranked lists{seen} has two candidates to learn from")
-    only_positives = all(term.weight == 0 or term.LEARNS_FROM == "positives" for term in training.objective)
-    if positives["queries"] and not positives["with_positive"] and only_positives:
-        raise DataError(
-            f"round {number}: no list had a positive: no labels, and the teacher's best candidate never reached "
-            f"dataset.unlabelled.min_confidence {unlabelled.min_confidence}; no term of the objective then "
-            "learns anything"
-        )
-    message = f"round {number}: the student is trained; {positives['with_positive']} lists had a positive"
-    inputs.journal.event("training.finished", message, round=number, **positives)

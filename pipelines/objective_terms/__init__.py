@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipelines.objective_terms.base import Term
+from pipelines.objective_terms.base import Term, View
 from pipelines.objective_terms.contrastive import (
     CMIM,
     DCL,
@@ -87,6 +87,7 @@ __all__ = [
     "SupCon",
     "Term",
     "UniformityAlignment",
+    "View",
     "ZLoss",
 ]
 

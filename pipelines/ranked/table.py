@@ -102,6 +102,11 @@ class RankedLists:
         """Of the data set whose texts were scored; empty where the table's maker did not say."""
         return str(self._table.metadata().configuration.get(DATASET_KEY, ""))
 
+    @property
+    def version(self) -> int:
+        """Of the table, as it was read last."""
+        return int(self._table.version())
+
     def commit_chunk(self, rows: pa.Table, *, job_id: str, round_number: int, chunk_id: int, miner: str = "") -> bool:
         """Append one chunk of `RANKED_SCHEMA`; True if this call committed it, False if it already was.
 

@@ -8,7 +8,7 @@ window and replays nothing. While a window is used, the next one is read in the 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from pipelines.ranked.reader import RoundReader
 from pipelines.ranked.table import RankedLists
 
 __all__ = ["RankedRow", "Shard", "StreamPosition", "View", "follow"]
+
+_NO_SCORES: npt.NDArray[np.float32] = np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, order=True)
@@ -52,6 +54,8 @@ class RankedRow:
     teacher_logits: npt.NDArray[np.float32]
     relevance: npt.NDArray[np.int16]
     """Judged grade, or -1 where unjudged."""
+    student_scores: npt.NDArray[np.float32] = field(default_factory=lambda: _NO_SCORES)
+    """By the student that mined the list, NaN where it did not find the candidate; empty unless `follow` was asked."""
     confidence: float = 0.0
     """Softmax probability of the best candidate within the whole stored list, whatever a view left of it."""
     place: StreamPosition = StreamPosition()
@@ -76,6 +80,7 @@ def follow(
     wait: Callable[[], None],
     shard: Shard = Shard(),
     view: View | None = None,
+    student_scores: bool = False,
 ) -> Iterator[tuple[RankedRow, StreamPosition]]:
     """Rows of `epochs` passes from `start` on, with the position that follows each.
 
@@ -91,8 +96,10 @@ def follow(
         wait: called while a needed chunk is not committed; must block a moment, and raise if it never will be.
         shard: which rows are this worker's; positions are those of the whole stream, so all workers share one.
         view: a filter; None shows everything.
+        student_scores: whether rows carry them.
     """
     shape = RoundShape(num_rows, rows_per_chunk)
+    fields = None if view else (*_SHOWN, "student_score") if student_scores else _SHOWN
 
     def pieces(check: Callable[[], None]) -> Iterator[_Piece]:
         def wait_and_check() -> None:
@@ -105,8 +112,8 @@ def follow(
             for epoch in range(start.epoch, epochs):
                 reader.refresh()  # a compaction has put many files into few since
                 ordinal = start.ordinal if epoch == start.epoch else 0
-                for rows, columns, place in _read(reader, shape, epoch, seed, ordinal, wait_and_check, view):
-                    yield _Piece.of(columns, rows, StreamPosition(epoch, place), view)
+                for rows, columns, place in _read(reader, shape, epoch, seed, ordinal, wait_and_check, fields):
+                    yield _Piece.of(columns, rows, StreamPosition(epoch, place), view, student_scores=student_scores)
 
     with held(lists.location) as hold, closing(read_ahead(pieces)) as ahead:
         for piece in ahead:
@@ -130,10 +137,9 @@ def _read(
     seed: int,
     ordinal: int,
     wait: Callable[[], None],
-    view: View | None,
+    fields: Sequence[str] | None,
 ) -> Iterator[tuple[npt.NDArray[np.int64], ListColumns, int]]:
     """Pieces of an epoch: the order of the rows that were read, the lists, the place of the first in the epoch."""
-    fields = None if view else _SHOWN
     if epoch == 0:
         chunk = ordinal // shape.rows_per_chunk
         while chunk < shape.num_chunks:
@@ -189,20 +195,29 @@ class _Piece:
     doc_ids: pa.StringArray
     teacher_logits: npt.NDArray[np.float32]
     relevance: npt.NDArray[np.int16]
+    student_scores: npt.NDArray[np.float32] | None
     confidence: npt.NDArray[np.float64]
 
     @classmethod
     def of(
-        cls, columns: ListColumns, rows: npt.NDArray[np.int64], start: StreamPosition, view: View | None
+        cls,
+        columns: ListColumns,
+        rows: npt.NDArray[np.int64],
+        start: StreamPosition,
+        view: View | None,
+        *,
+        student_scores: bool,
     ) -> "_Piece":
         offsets, doc_ids = columns.offsets, columns.doc_ids
         logits, relevance = columns.teacher_logit, columns.relevance
+        scores = columns.student_score if student_scores else None
         if view is not None:
             kept, relevance = view(columns)
             offsets = np.concatenate([[0], np.cumsum(kept)])[offsets]
             doc_ids, logits, relevance = doc_ids.filter(pa.array(kept)), logits[kept], relevance[kept]
+            scores = None if scores is None else scores[kept]
         confidence = np.nan_to_num(top_probability(columns))
-        return cls(start, rows, columns.query_id, offsets, doc_ids, logits, relevance, confidence)
+        return cls(start, rows, columns.query_id, offsets, doc_ids, logits, relevance, scores, confidence)
 
     def row(self, number: int, position: StreamPosition) -> RankedRow:
         place = self.rows[number]
@@ -213,6 +228,7 @@ class _Piece:
             doc_ids=self.doc_ids.slice(begin, end - begin).to_numpy(zero_copy_only=False),
             teacher_logits=self.teacher_logits[part],
             relevance=self.relevance[part],
+            student_scores=_NO_SCORES if self.student_scores is None else self.student_scores[part],
             confidence=float(self.confidence[place]),
             place=position,
         )

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pipelines.spec_sections.base import Name, Positive, Section
 from pipelines.spec_sections.models import StudentSpec
 
-__all__ = ["BM25Spec", "CandidatesSpec", "DatasetSpec", "DenseSpec", "EvaluationSpec", "UnlabelledSpec"]
+__all__ = ["BM25Spec", "CandidatesSpec", "DatasetSpec", "DenseSpec", "DevSpec", "EvaluationSpec", "UnlabelledSpec"]
 
 
 class UnlabelledSpec(Section):
@@ -50,8 +50,8 @@ class DenseSpec(Section):
     @field_validator("encoder")
     @classmethod
     def _is_never_trained(cls, encoder: StudentSpec | None) -> StudentSpec | None:
-        if encoder and (encoder.heads or encoder.matryoshka):
-            raise ValueError("heads and matryoshka are learned in training, and a fixed encoder has none")
+        if encoder and (encoder.heads or encoder.projection or encoder.matryoshka):
+            raise ValueError("heads, projection and matryoshka are learned in training, and a fixed encoder has none")
         return encoder
 
 
@@ -71,11 +71,27 @@ class CandidatesSpec(Section):
         return self
 
 
+class DevSpec(Section):
+    """nDCG@10 on `dataset.dev_split` while the student trains: the weights that did best there are what is exported.
+
+    Its queries are searched in a pool, not in the whole corpus: what BM25 and the untrained student found for any of
+    them, and their judged documents. Every measure encodes that pool.
+    """
+
+    every_steps: Positive = 100
+    patience: Positive | None = 5
+    """Measures in a row without a better one after which training stops; null never stops it."""
+    max_queries: Positive | None = 200
+    pool_depth: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Candidates per query in the pool."""
+
+
 class EvaluationSpec(Section):
-    """What is measured on `dataset.test_split` before and after."""
+    """What is measured on `dataset.test_split` before and after, and on `dataset.dev_split` meanwhile."""
 
     max_queries: Positive | None = None
     rerank_depth: Annotated[int, Field(ge=1, le=1000)] = 20
     """Candidates per test query (BM25 and dense union) that the teacher re-ranks."""
+    dev: DevSpec | None = None
     label_only_control: bool = True
     """Also train the same student, same steps, on the labelled queries alone: the honest comparison."""

@@ -8,14 +8,15 @@ from pipelines.objective_terms import InfoNCE, ListKL, ObjectiveTerm
 from pipelines.spec_sections.base import LearningRate, Positive, Section, TrainingDtype
 from pipelines.spec_sections.filters import FilterSpec
 
-__all__ = ["NegativeSampling", "TrainingSpec"]
+__all__ = ["MomentumSpec", "NegativeSampling", "TrainingSpec", "WorkersSpec"]
 
 
 class NegativeSampling(Section):
     """Which of a list's negatives take part in a step, where the list holds more than fit."""
 
-    strategy: Literal["mixed", "simans"] = "mixed"
-    """`mixed`: one half the teacher's best, the other half at random. `simans`: at random, likelier the nearer the
+    strategy: Literal["teacher_top", "student_top", "mixed", "simans"] = "mixed"
+    """`teacher_top`: the teacher's best. `student_top`: those that the student liked best when it mined the list.
+    `mixed`: one half the teacher's best, the other half at random. `simans`: at random, likelier the nearer the
     teacher's score is to that of the positive (SimANS, EMNLP 2022); a query without a positive is drawn `mixed`."""
     a: Annotated[float, Field(ge=0, le=1e6)] = 0.5
     """`simans`: how sharply the weight exp(-a (score - score of the positive - b)^2) falls."""
@@ -26,10 +27,38 @@ class NegativeSampling(Section):
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
-        if self.strategy == "mixed" and (self.a, self.b, self.form) != (0.5, 0.0, "paper"):
+        if self.strategy != "simans" and (self.a, self.b, self.form) != (0.5, 0.0, "paper"):
             raise ValueError(
-                f"a {self.a}, b {self.b} and form {self.form!r} belong to strategy 'simans'; 'mixed' does not read them"
+                f"a {self.a}, b {self.b} and form {self.form!r} belong to strategy 'simans'; "
+                f"{self.strategy!r} does not read them"
             )
+        return self
+
+
+class MomentumSpec(Section):
+    """Documents of earlier steps as further negatives, encoded by a slowly moving copy of the student (MoCo, ALBEF)."""
+
+    queue_size: Annotated[int, Field(ge=1, le=10_000_000)] = 4096
+    """Documents that are kept; each costs the student's hidden size in memory, and one more column of scores."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
+    """Of the copy, per step."""
+
+
+class WorkersSpec(Section):
+    """Processes that train one student together; none is training in the job's own process."""
+
+    count: Annotated[int, Field(ge=1, le=1024)]
+    min_count: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """With how few it goes on when nodes are lost; null is `count`: it waits for all."""
+    cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0, le=16)] = 0.0
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = 8
+    """Of workers; each time the group starts again from the newest checkpoint."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"min_count {self.min_count} is above count {self.count}")
         return self
 
 
@@ -54,11 +83,21 @@ class TrainingSpec(Section):
     learning_rate: LearningRate = 3e-4
     objective_learning_rate: LearningRate = 1e-2
     """Of what terms name under `learn`, on the same schedule: few numbers, which must get somewhere in one epoch."""
+    find_learning_rate: bool = False
+    """True: a range test on the first lists suggests `learning_rate`, which is then not read."""
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dtype: TrainingDtype = "fp32"
+    tokens_per_micro_batch: Annotated[int, Field(ge=64)] = 16384
+    """Padded tokens that go through the encoder at once; texts of a step are sorted by length first."""
+    gradient_cache: bool = False
+    """Memory of one micro-batch instead of the whole step, for a third more computation; the same gradients."""
+    momentum: MomentumSpec | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Average the weights over steps, with this decay, and evaluate and export the average."""
+    workers: WorkersSpec | None = None
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
 
@@ -69,6 +108,8 @@ class TrainingSpec(Section):
             raise ValueError(f"objective names a term twice: {names}; its curve could not be told apart")
         if not any(term.weight > 0 for term in self.objective):
             raise ValueError("objective needs at least one term with a weight above 0")
+        if self.momentum and "nspt" in names:
+            raise ValueError("momentum: nspt compares every document with the previous student's, and a queue has none")
         if self.positives_per_query >= self.candidates_per_query:
             raise ValueError(
                 f"positives_per_query: {self.positives_per_query} leaves no room for a negative among "

@@ -18,6 +18,7 @@ from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch, batches
 from pipelines.training.labelled import labelled_rows
 from pipelines.training.loop import LoopSettings, StepReport, train
+from pipelines.training.settings import encoding_settings
 from pipelines.training.student_step import StudentStep
 
 __all__ = ["train_label_only"]
@@ -55,11 +56,5 @@ def train_label_only(
             seed=spec.seed,
         )
 
-    step = StudentStep(student, objective, dtype=dtype)
-    train(
-        step,
-        step,
-        open_batches,
-        settings,
-        on_step=on_step,
-    )
+    step = StudentStep(student, objective, encoding=encoding_settings(spec.training, dtype))
+    train(step, step, open_batches, settings, on_step=on_step)

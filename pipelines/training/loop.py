@@ -4,49 +4,50 @@ Enters: a model, a function from a batch to its losses, a function that opens th
 Leaves: the trained model, a report per step, checkpoints. It knows nothing of lists, teachers or services.
 
     restore the newest checkpoint, or start at zero
-    for each batch from there:  losses -> backward -> clip -> AdamW -> schedule -> report -> maybe checkpoint
+    for each batch from there:
+        losses -> backward -> mean over workers -> clip -> AdamW -> schedule -> report
+        now and then: measure on held-out queries, stop if it no longer helps; checkpoint
+    with held-out queries: the weights that did best there
+
+Everything drawn at random in a step is drawn from (seed, step): whoever resumes draws the same.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pipelines.errors import ObjectiveError
+from pipelines.errors import CheckpointError, ObjectiveError
 from pipelines.ranked.tail import StreamPosition
 from pipelines.training.checkpoints import Checkpoints, RunPoint
+from pipelines.training.held_out import Best, HeldOutCheck
+from pipelines.training.optimizer import LoopSettings, new_optimizer, new_schedule
+from pipelines.training.workers import ALONE, Workers, average_gradients, the_first_says
 
 __all__ = ["LoopSettings", "StepReport", "train"]
 
 Batch = TypeVar("Batch")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """Optimisation settings. The learning rate warms up linearly, then falls to zero along a cosine."""
-
-    total_steps: int
-    learning_rate: float
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    checkpoint_every_steps: int
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
-    """Of the parameters below a child module of that name, instead of `learning_rate`."""
-
-
 @dataclass(frozen=True)
 class StepReport:
-    """What happened in one optimizer step (1-based)."""
+    """What happened in one optimizer step (1-based). Equal reports are of equal steps, however long they took."""
 
     step: int
     total_steps: int
-    losses: dict[str, float] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)
     grad_norm: float = 0.0
     learning_rate: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
+    """From the last step's end to this one's."""
+    data_wait_s: float = field(default=0.0, compare=False)
+    """Of those, waiting for the batch."""
+    held_out: float | None = None
+    """The measure on held-out queries, where it was taken after this step."""
 
 
 def train(
@@ -57,8 +58,11 @@ def train(
     *,
     on_step: Callable[[StepReport], None],
     checkpoints: Checkpoints | None = None,
+    after_update: Callable[[], None] = lambda: None,
+    held_out: HeldOutCheck | None = None,
+    workers: Workers = ALONE,
 ) -> RunPoint:
-    """Train `model` in place until the stream ends or `total_steps` are done; returns where it stopped.
+    """Train `model` in place until the stream ends, `total_steps` are done or it no longer helps.
 
     Args:
         model: in any mode; left in eval mode.
@@ -67,60 +71,86 @@ def train(
         settings: optimisation settings.
         on_step: called after every step; what it raises ends the training (cancellation).
         checkpoints: where to resume from and save to; None trains without.
+        after_update: called when the weights have changed, before anything is measured or saved.
+        held_out: measured every so many steps and at the end; needs `checkpoints`, where the best weights are kept.
+        workers: all call this with the same stream and settings, and with models that start equal.
+
+    Returns:
+        Where it stopped.
 
     Raises:
         ObjectiveError: a loss or its gradient is NaN or infinite; the weights before that step are unharmed.
     """
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings), lr=settings.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _warm_cosine(done, settings))
+    if held_out and not checkpoints:
+        raise ValueError("held-out measuring keeps the best weights in a checkpoint folder, and none is given")
+    optimizer = new_optimizer(model, settings)
+    scheduler = new_schedule(optimizer, settings)
     point = checkpoints.restore(model, optimizer, scheduler) if checkpoints else RunPoint()
+    if the_first_says(point.step, workers) != point.step:
+        raise CheckpointError(f"worker {workers.rank} found the checkpoint of step {point.step}, the first another one")
     saved_step = point.step
     model.train()
-    if point.step < settings.total_steps:
+    if point.step < settings.total_steps and not (held_out and held_out.is_over(point.step, point.best)):
+        mark = time.perf_counter()
         for batch, following in open_batches(point.position):
+            arrived = time.perf_counter()
+            torch.manual_seed(settings.seed * 1_000_003 + point.step)
             losses = losses_of(batch)
-            if not math.isfinite(losses["loss"].item()):
-                raise ObjectiveError(f"loss is {losses['loss'].item()} at step {point.step + 1}")
-            torch.autograd.backward(losses["loss"])
-            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-            if not math.isfinite(grad_norm.item()):
-                raise ObjectiveError(f"the gradient's norm is {grad_norm.item()} at step {point.step + 1}")
+            grad_norm = _backward(model, losses, settings, workers, step=point.step + 1)
             rate = float(scheduler.get_last_lr()[0])
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-            point = RunPoint(point.step + 1, following)
+            after_update()
+            point = RunPoint(point.step + 1, following, point.best)
+            last = point.step == settings.total_steps
+            measured = None
+            if checkpoints and held_out and held_out.is_due(point.step, last=last):
+                measured = _measured(model, held_out, workers)
+                if point.best is None or measured > point.best.value:
+                    point = replace(point, best=Best(point.step, measured))
+                    if workers.leads:
+                        checkpoints.save_best(point, model)
             values = {name: value.item() for name, value in losses.items()}
-            on_step(StepReport(point.step, settings.total_steps, values, grad_norm.item(), rate))
-            if checkpoints and point.step % settings.checkpoint_every_steps == 0:
-                checkpoints.save(point, model, optimizer, scheduler)
+            now = time.perf_counter()
+            on_step(
+                StepReport(
+                    point.step, settings.total_steps, values, grad_norm, rate, now - mark, arrived - mark, measured
+                )
+            )
+            mark = now
+            over = last or (held_out is not None and held_out.is_over(point.step, point.best))
+            if checkpoints and (point.step % settings.checkpoint_every_steps == 0 or over):
+                if workers.leads:
+                    checkpoints.save(point, model, optimizer, scheduler)
                 saved_step = point.step
-            if point.step == settings.total_steps:
+            if over:
                 break
-    if checkpoints and point.step != saved_step:
+    if checkpoints and point.step != saved_step and workers.leads:
         checkpoints.save(point, model, optimizer, scheduler)
+    if checkpoints and point.best:
+        the_first_says(None, workers)  # until it has written them
+        checkpoints.load_best(point.best, model)
     model.eval()
     return point
 
 
-def _parameter_groups(model: nn.Module, settings: LoopSettings) -> list[dict[str, object]]:
-    """Decay matrices only: biases and normalisation weights are left alone, as is usual for transformers."""
-    special = {child: list(getattr(model, child).parameters()) for child in settings.learning_rates}
-    apart = {id(parameter) for parameters in special.values() for parameter in parameters}
-    trainable = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
-    groups: list[dict[str, object]] = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    for child, parameters in special.items():
-        if parameters:
-            groups.append({"params": parameters, "weight_decay": 0.0, "lr": settings.learning_rates[child]})
-    return groups
+def _backward(
+    model: nn.Module, losses: Mapping[str, Tensor], settings: LoopSettings, workers: Workers, *, step: int
+) -> float:
+    """Leave clipped gradients in `model`; returns their norm before that."""
+    if not math.isfinite(losses["loss"].item()):
+        raise ObjectiveError(f"loss is {losses['loss'].item()} at step {step}")
+    torch.autograd.backward(losses["loss"])
+    average_gradients(model, workers)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm).item()
+    if not math.isfinite(norm):
+        raise ObjectiveError(f"the gradient's norm is {norm} at step {step}")
+    return norm
 
 
-def _warm_cosine(done: int, settings: LoopSettings) -> float:
-    warmup = max(1, round(settings.warmup_ratio * settings.total_steps))
-    if done < warmup:
-        return (done + 1) / warmup
-    progress = min(1.0, (done - warmup) / max(1, settings.total_steps - warmup))
-    return 0.5 * (1.0 + math.cos(math.pi * progress))
+def _measured(model: nn.Module, held_out: HeldOutCheck, workers: Workers) -> float:
+    model.eval()
+    value = float(the_first_says(held_out.measure() if workers.leads else None, workers))
+    model.train()
+    return value

@@ -1,17 +1,19 @@
 """What a job's spec says to the training loop and to the batches of its student.
 
-Enters: a `DistillationSpec`. Leaves: the loop's settings and the rule of positives, the same for rounds and control.
+Enters: a `DistillationSpec`. Leaves: the settings of the loop and of encoding, and the rule of positives, the same for
+rounds and control.
 """
 
 from pipelines.ranked.filling import chunk_count
 from pipelines.ranked.positives import PositiveRule
-from pipelines.spec import DistillationSpec
-from pipelines.training.loop import LoopSettings
+from pipelines.spec import DistillationSpec, TrainingSpec
+from pipelines.training.encoding import EncodingSettings
+from pipelines.training.optimizer import LoopSettings
 
-__all__ = ["loop_settings", "positive_rule"]
+__all__ = ["encoding_settings", "loop_settings", "positive_rule"]
 
 
-def loop_settings(spec: DistillationSpec, num_queries: int) -> LoopSettings:
+def loop_settings(spec: DistillationSpec, num_queries: int, *, round_number: int = 0) -> LoopSettings:
     """One round's optimisation settings: `epochs` passes over `num_queries`."""
     training = spec.training
     return LoopSettings(
@@ -22,6 +24,16 @@ def loop_settings(spec: DistillationSpec, num_queries: int) -> LoopSettings:
         max_grad_norm=training.max_grad_norm,
         checkpoint_every_steps=training.checkpoint_every_steps,
         learning_rates={"learned": training.objective_learning_rate},
+        seed=spec.seed + round_number,
+    )
+
+
+def encoding_settings(training: TrainingSpec, dtype: str) -> EncodingSettings:
+    """How texts go through the encoder, in the concrete `dtype`."""
+    return EncodingSettings(
+        dtype=dtype,
+        tokens_per_micro_batch=training.tokens_per_micro_batch,
+        gradient_cache=training.gradient_cache,
     )
 
 

@@ -146,6 +146,7 @@ def _train(
         weight_decay=ranking.weight_decay,
         max_grad_norm=1.0,
         checkpoint_every_steps=50,
+        seed=seed,
     )
     checkpoints = Checkpoints(work / "checkpoints", run_fingerprint=work.name, keep=1)
     train(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pipelines.corpus.dataset import Dataset
 from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import RankedRow, StreamPosition
-from pipelines.training.batches import ListBatch, batches, choose
+from pipelines.training.batches import ListBatch, batches
+from pipelines.training.sampling import choose
 
 TEACHER = PositiveRule(use_labels=True, teacher_top=True, min_confidence=0.5)
 GOLD = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)

@@ -29,6 +29,7 @@ from pipelines.student.model import DualEncoder
 from pipelines.teacher.contract import contract_of
 from pipelines.teacher.engine import load_engine
 from pipelines.training import label_only, loop, teacher
+from pipelines.training.encoding import EncodingSettings
 from pipelines.training.label_only import train_label_only
 from pipelines.training.labelled import labelled_rows
 from pipelines.training.loop import StepReport
@@ -241,7 +242,7 @@ def test_the_student_loss_is_the_weighted_sum_of_its_terms(
     )
     batch = first_batch(dataset, labelled)
     batch = dataclasses.replace(batch, teacher_logits=torch.randn(batch.mask.shape, generator=torch.manual_seed(0)))
-    losses = StudentStep(fresh_student(encoder_folder), spec.training.objective, dtype="fp32")(batch)
+    losses = StudentStep(fresh_student(encoder_folder), spec.training.objective)(batch)
     assert set(losses) == {"loss", "list_kl", "info_nce", "cprd"}
     total = 2 * losses["list_kl"] + 0.5 * losses["info_nce"]
     assert losses["loss"].item() == pytest.approx(total.item(), rel=1e-6)
@@ -266,7 +267,7 @@ def test_each_term_gets_the_positives_it_is_about(dataset: Dataset, labelled: pa
     }
     terms = [{"name": name} | ({"scale": 10.0} if name == "margin_mse" else {}) for name in expected]
     spec = tiny_spec(training={"candidates_per_query": 4, "objective": terms})
-    losses = StudentStep(student, spec.training.objective, dtype="fp32")(batch)
+    losses = StudentStep(student, spec.training.objective)(batch)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-4), name
 
@@ -287,7 +288,7 @@ def test_a_batch_without_any_positive_still_makes_a_step(
         relevant=torch.zeros_like(batch.relevant),
     )
     student = fresh_student(encoder_folder)
-    loss = StudentStep(student, spec.training.objective, dtype="fp32")(bare)["loss"]
+    loss = StudentStep(student, spec.training.objective)(bare)["loss"]
     loss.backward()
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     assert gradients
@@ -302,8 +303,8 @@ def test_bf16_training_has_fp32_losses_close_to_the_exact_ones(
 ) -> None:
     batch, student = first_batch(dataset, labelled), fresh_student(encoder_folder)
     objective = tiny_spec().training.objective
-    half = StudentStep(student, objective, dtype="bf16")(batch)
-    exact = StudentStep(student, objective, dtype="fp32")(batch)
+    half = StudentStep(student, objective, encoding=EncodingSettings(dtype="bf16"))(batch)
+    exact = StudentStep(student, objective)(batch)
     assert half["loss"].dtype == torch.float32
     assert half["loss"].item() == pytest.approx(exact["loss"].item(), rel=0.1)
 

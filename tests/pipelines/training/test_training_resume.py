@@ -92,7 +92,7 @@ def learn(lists: RankedLists, dataset: Dataset, encoder_folder: Path) -> Callabl
             checkpoint_every_steps=every,
         )
         with contextlib.suppress(Killed):
-            step = StudentStep(student, spec.training.objective, dtype="fp32")
+            step = StudentStep(student, spec.training.objective)
             train(
                 step,
                 step,

@@ -19,7 +19,8 @@ from pipelines.objectives.simans import simans_weights
 from pipelines.ranked.positives import PositiveRule
 from pipelines.ranked.tail import RankedRow, StreamPosition
 from pipelines.spec import NegativeSampling
-from pipelines.training.batches import batches, choose
+from pipelines.training.batches import batches
+from pipelines.training.sampling import choose
 
 GOLD = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
 SIMANS = NegativeSampling(strategy="simans", a=0.5, b=1.0)

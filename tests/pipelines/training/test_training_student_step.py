@@ -77,7 +77,7 @@ def test_a_step_offers_the_vocabulary(batch: ListBatch, encoder_folder: Path) ->
 def test_labels_teach_the_contrastive_head_and_the_teacher_the_other(batch: ListBatch, encoder_folder: Path) -> None:
     spec = spec_of({"name": "info_nce"}, {"name": "list_kl"}, heads={"serve": "interpolated"})
     student = student_of(encoder_folder, spec)
-    losses = StudentStep(student, spec.training.objective, dtype="fp32")(batch)
+    losses = StudentStep(student, spec.training.objective)(batch)
     queries = student.embed_views(batch.query_texts, "query")
     documents = student.embed_views(batch.document_texts, "document")
     by_labels = step_tensors(batch, queries.contrastive, documents.contrastive)
@@ -99,7 +99,7 @@ def test_with_matryoshka_every_term_is_the_mean_over_the_full_vector_and_its_pre
     sizes = (16, 8)
     spec = spec_of({"name": "list_kl"}, matryoshka={"dimensions": sizes, "invariance_weight": 3.0})
     student = fresh_student(encoder_folder, spec)
-    losses = StudentStep(student, spec.training.objective, dtype="fp32")(batch)
+    losses = StudentStep(student, spec.training.objective)(batch)
     queries, documents = student.embed(batch.query_texts, "query"), student.embed(batch.document_texts, "document")
     cut = [(truncated(queries, s, normalize=True), truncated(documents, s, normalize=True)) for s in sizes]
     scores = [list_scores(batch, q, d) for q, d in [(queries, documents), *cut]]
@@ -112,7 +112,7 @@ def test_with_matryoshka_every_term_is_the_mean_over_the_full_vector_and_its_pre
 
 def test_prefixes_may_be_drawn_per_step(batch: ListBatch, encoder_folder: Path) -> None:
     spec = spec_of({"name": "list_kl"}, matryoshka={"dimensions": [24, 16, 8], "dimensions_per_step": 1})
-    step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+    step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective)
     torch.manual_seed(0)
     values = {round(step(batch)["list_kl"].item(), 6) for _ in range(20)}
     assert len(values) == 3, "one prefix at a time, and each has its turn"
@@ -125,7 +125,7 @@ def test_a_previous_student_is_a_constant_that_the_term_gets(batch: ListBatch, e
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    step = StudentStep(student, spec.training.objective, dtype="fp32", previous=previous)
+    step = StudentStep(student, spec.training.objective, previous=previous)
     losses = step(batch)
     losses["loss"].backward()
     queries, documents = student.embed(batch.query_texts, "query"), student.embed(batch.document_texts, "document")
@@ -150,14 +150,14 @@ def test_which_objectives_need_a_previous_student() -> None:
 def test_a_missing_previous_student_is_refused(encoder_folder: Path) -> None:
     spec = spec_of({"name": "nspt"})
     with pytest.raises(ValueError, match="previous student"):
-        StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+        StudentStep(fresh_student(encoder_folder, spec), spec.training.objective)
 
 
 def learned_run(
     folder: Path, spec: DistillationSpec, batch: ListBatch, *, steps: int, checkpoints: Checkpoints | None = None
 ) -> tuple[list[float], StudentStep]:
     torch.manual_seed(3)
-    step = StudentStep(fresh_student(folder, spec), spec.training.objective, dtype="fp32")
+    step = StudentStep(fresh_student(folder, spec), spec.training.objective)
     values: list[float] = []
 
     def on_step(report: Any) -> None:
@@ -205,7 +205,7 @@ def test_a_learned_number_stays_where_softmax_is_not_one_hot_and_can_come_back(
 ) -> None:
     """Clamped in the graph it would have no gradient at the bound, and stay there for good."""
     spec = spec_of(term | {"learn": [parameter]})
-    step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+    step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective)
     (learned,) = step.learned.parameters()
     with torch.no_grad():
         learned.fill_(beyond)
@@ -221,7 +221,7 @@ def test_what_the_objective_learns_has_a_learning_rate_of_its_own(batch: ListBat
 
     def moved(rate: float) -> float:
         spec = spec_of({"name": "info_nce", "temperature": 0.2, "learn": ["temperature"]})
-        step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+        step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective)
         settings = dataclasses.replace(SETTINGS, learning_rate=1e-9, learning_rates={"learned": rate})
         train(step, step, lambda _: iter([(batch, StreamPosition(0, 1))]), settings, on_step=lambda _: None)
         return abs(step.learned.report(spec.training.objective)["info_nce.temperature"].item() - 0.2)
@@ -245,7 +245,7 @@ def test_heads_that_do_not_divide_a_vector_are_refused_before_anything_is_mined(
 
 def test_heads_have_a_temperature_each(batch: ListBatch, encoder_folder: Path) -> None:
     spec = spec_of({"name": "amcl", "heads": 4, "learn": ["temperature", "temperature_slope"]})
-    step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective, dtype="fp32")
+    step = StudentStep(fresh_student(encoder_folder, spec), spec.training.objective)
     step(batch)["loss"].backward()
     learned = dict(step.learned.named_parameters())
     assert len(learned) == 2
