@@ -16,6 +16,7 @@ from pipelines.journal import Journal
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import PairScorer
+from pipelines.training.metric_loggers import MetricLogger
 
 __all__ = ["JobContext", "SideTask", "TeacherHost"]
 
@@ -56,6 +57,8 @@ class JobContext:
     journal: Journal
     lists_url: str | None = None
     """Where ranked lists are kept, a folder or an s3:// URL; None is below `root`."""
+    metric_sinks: tuple[MetricLogger, ...] = ()
+    """Told training's numbers beside the loggers that the spec names."""
 
     @property
     def lists_root(self) -> str:
@@ -66,6 +69,11 @@ class JobContext:
     def work(self) -> Path:
         """What the job needs to go on after a crash."""
         return self.root / "jobs" / self.job_id / "work"
+
+    @property
+    def metrics(self) -> Path:
+        """Training's curves; `tensorboard --logdir` of any folder above shows them."""
+        return self.root / "jobs" / self.job_id / "metrics"
 
     @property
     def artifacts(self) -> Path:

@@ -20,9 +20,11 @@ from pipelines.job import run_job
 from pipelines.job_context import JobContext
 from pipelines.pretrained import quiet_loading
 from pipelines.spec import parse_spec
+from pipelines.training.metric_loggers import JournalMetrics
 from services.data_roots import offences, resolve_dataset
 from services.driver.hosting import PoolHost
 from services.driver.journal import StoreJournal
+from services.driver.training_metrics import RayMetrics
 from services.errors import OutsideDataRoots, StaleDriver, TeacherNotDeployable
 from services.settings import Settings
 from services.store import DriverSession, Job, Store
@@ -109,6 +111,7 @@ def _context(settings: Settings, session: DriverSession, job: Job, journal: Stor
         side_task_cpus=settings.driver_cpus,
         journal=journal,
         lists_url=settings.lists_url,
+        metric_sinks=(RayMetrics(job.id), JournalMetrics(journal)),
     )
 
 
