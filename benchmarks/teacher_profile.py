@@ -20,8 +20,8 @@ from peers.scoring_task import flop_per_token, minilm
 from torch.profiler import ProfilerActivity, profile
 
 from pipelines.devices import device_name
+from pipelines.openvino_runtime import openvino_runtime
 from pipelines.teacher.backends.openvino_backend import traced
-from pipelines.teacher.backends.openvino_runtime import openvino_runtime
 from pipelines.teacher.contract import ONE_LABEL
 from pipelines.teacher.loading import load_cross_encoder
 from pipelines.teacher.model import PairModel, pair_model

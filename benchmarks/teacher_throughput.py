@@ -27,7 +27,7 @@ from peers.scoring_task import MODELS, PER_LIST, attention_flop, flop_per_token,
 from scipy import stats
 
 from pipelines.devices import available_cpus, device_name, resolve_device
-from pipelines.teacher.backends.openvino_runtime import openvino_precisions
+from pipelines.openvino_runtime import openvino_precisions
 
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 MAX_LENGTH = 256

@@ -1,8 +1,9 @@
 """One whole job: data -> candidates -> teacher -> rounds -> evaluation -> a student folder and a report.
 
 Enters: a spec, folders, and what differs between a laptop and a cluster (where a teacher is hosted, where a side task
-runs, who is told). Leaves: `artifacts/student` (loads as a `SentenceTransformer`), `artifacts/metrics.json`,
-`artifacts/report.html`, and the result. `dualdistill run` and the service's driver both call `run_job`.
+runs, who is told). Leaves: `artifacts/student` (loads as a `SentenceTransformer`; with its model card and whatever else
+`export` asks for), `artifacts/metrics.json`, `artifacts/report.html`, and the result. `dualdistill run` and the
+service's driver both call `run_job`.
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from pipelines.candidates.file import CandidatesFile
-from pipelines.candidates.miner import embed_corpus
+from pipelines.candidates.miner import EmbeddedCorpus, embed_corpus
 from pipelines.comparison import bm25_run, pair_scores, rerank_run, student_run
 from pipelines.control import ControlTask, run_control
 from pipelines.corpus.dataset import Dataset, load_dataset
@@ -34,11 +35,12 @@ from pipelines.preparation import (
     job_tokens,
     labelled_candidates,
 )
+from pipelines.publishing import precision_facts, publish_student
 from pipelines.ranked.table import RankedLists, ranked_lists_location
 from pipelines.rounds import RoundInputs, run_rounds, training_queries
 from pipelines.spec import DistillationSpec
-from pipelines.student.export import export_student
-from pipelines.student.model import load_student
+from pipelines.student.formats import require_formats
+from pipelines.student.model import DualEncoder, load_student
 from pipelines.teacher.contract import ScoreContract
 from pipelines.training.student_step import require_fitting
 
@@ -61,6 +63,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
     spec, journal = context.spec, context.journal
     for folder in (context.work, context.artifacts):
         folder.mkdir(parents=True, exist_ok=True)
+    require_formats(spec.export.formats)
     journal.phase("mining")
     dataset = load_dataset(spec.dataset, context.dataset_folder)
     hold_to_inputs(context.work / "inputs.txt", input_fingerprint(spec, dataset, context.model_roots))
@@ -113,8 +116,8 @@ def run_job(context: JobContext) -> dict[str, Any]:
     journal.phase("evaluating")
     facts = _facts(dataset, spec, contract)
     result: EvaluationResult | None = None
-    if test:
-        trained = embed_corpus(student, dataset, path=context.work / "embeddings" / "trained.npy")
+    trained = _embedded(context, student, dataset) if test or "int8" in spec.export.precisions else None
+    if test and trained:
         per_query["student_after"] = evaluate(test.qrels, student_run(trained, dataset, test.queries))
         reranked, pairs = rerank_run(lists, context.job_id, test.first_stage)
         per_query["teacher_rerank"] = evaluate(test.qrels, reranked)
@@ -123,9 +126,19 @@ def run_job(context: JobContext) -> dict[str, Any]:
         result = summarise(per_query, num_documents=len(dataset.documents))
 
     journal.phase("publishing")
-    export_student(student, context.artifacts / "student")
-    facts["wall time of this attempt"] = f"{(time.monotonic() - started) / 60:.1f} minutes"
-    if test and result:
+    precisions = publish_student(
+        context,
+        student,
+        dataset,
+        contract,
+        trained=trained,
+        test=test,
+        float32=per_query.get("student_after"),
+        result=result,
+    )
+    wall_time = f"{(time.monotonic() - started) / 60:.1f} minutes"
+    facts |= precision_facts(precisions) | {"wall time of this attempt": wall_time}
+    if test and trained and result:
         write_report(
             context.artifacts / "report.html",
             job_name=spec.name,
@@ -136,9 +149,20 @@ def run_job(context: JobContext) -> dict[str, Any]:
             student_scores=pair_scores(trained, dataset, [(query_id, doc_id) for query_id, doc_id, _ in pairs]),
             facts=facts,
         )
-        _write_json(context.artifacts / "metrics.json", {"evaluation": result.to_dict(), "per_query": per_query})
+        _write_json(
+            context.artifacts / "metrics.json",
+            {
+                "evaluation": result.to_dict(),
+                "per_query": per_query,
+                "precisions": [found.to_dict() for found in precisions],
+            },
+        )
     shutil.rmtree(context.work / "embeddings", ignore_errors=True)
     return {"evaluation": result.to_dict() if result else None, "facts": facts}
+
+
+def _embedded(context: JobContext, student: DualEncoder, dataset: Dataset) -> EmbeddedCorpus:
+    return embed_corpus(student, dataset, path=context.work / "embeddings" / "trained.npy")
 
 
 def _start_control(

@@ -22,6 +22,9 @@ from pipelines.spec_sections import (
     DenseSpec,
     DualHeadSpec,
     EvaluationSpec,
+    ExportFormat,
+    ExportPrecision,
+    ExportSpec,
     FilterSpec,
     MatryoshkaSpec,
     ModelSpec,
@@ -46,6 +49,9 @@ __all__ = [
     "DistillationSpec",
     "DualHeadSpec",
     "EvaluationSpec",
+    "ExportFormat",
+    "ExportPrecision",
+    "ExportSpec",
     "FilterSpec",
     "MatryoshkaSpec",
     "ModelSpec",
@@ -85,6 +91,7 @@ class DistillationSpec(Section):
     candidates: CandidatesSpec = CandidatesSpec()
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    export: ExportSpec = ExportSpec()
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -127,10 +134,11 @@ def _student_and_objective(student: StudentSpec, training: TrainingSpec) -> list
                 f"{path}: margin_mse compares raw teacher margins (often 5 to 15) with cosines, whose margins never "
                 f"pass 2; its scale is {term.scale:g}: set it to the margins over 2, or student.normalize: false"
             )
-        if isinstance(term, NSPT) and (student.heads or student.num_layers):
+        remade = next((name for name in ("heads", "projection", "num_layers") if getattr(student, name)), None)
+        if isinstance(term, NSPT) and remade:
             problems.append(
                 f"{path}: nspt keeps the student compatible with the index its own checkpoint built, and "
-                f"student.{'heads' if student.heads else 'num_layers'} makes another student of that checkpoint"
+                f"student.{remade} makes another student of that checkpoint"
             )
         if isinstance(term, AMCL) and student.matryoshka:
             problems.append(

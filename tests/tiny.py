@@ -153,7 +153,7 @@ def spec_data(**sections: Any) -> dict[str, Any]:
         "evaluation": {"rerank_depth": 5, "label_only_control": False},
     }
     for name, fields in sections.items():
-        data[name] = data[name] | fields if isinstance(fields, dict) else fields
+        data[name] = data.get(name, {}) | fields if isinstance(fields, dict) else fields
     return data
 
 

@@ -13,6 +13,7 @@ from pipelines.spec_sections.data import (
     EvaluationSpec,
     UnlabelledSpec,
 )
+from pipelines.spec_sections.export import ExportFormat, ExportPrecision, ExportSpec
 from pipelines.spec_sections.filters import FilterSpec, RankWindow
 from pipelines.spec_sections.models import (
     AnswersSpec,
@@ -34,6 +35,9 @@ __all__ = [
     "DenseSpec",
     "DualHeadSpec",
     "EvaluationSpec",
+    "ExportFormat",
+    "ExportPrecision",
+    "ExportSpec",
     "FilterSpec",
     "MatryoshkaSpec",
     "ModelSpec",

@@ -57,12 +57,15 @@ class MatryoshkaSpec(Section):
 
 
 class StudentSpec(Section):
-    """The dual encoder that is trained: any Hugging Face encoder, mean or CLS pooling."""
+    """The dual encoder that is trained: any Hugging Face encoder, pooled to one vector, projected if asked."""
 
     model: ModelSpec
     num_layers: Positive | None = None
     """Keep only the first layers of the checkpoint; null keeps all."""
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "last_token"] = "mean"
+    """`last_token`: of the text's own tokens, special ones included; for decoders, whose last token has read all."""
+    projection: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Dimensions of a trained linear layer, without bias, on the pooled vector; null serves the pooled vector."""
     normalize: bool = True
     max_length: Annotated[int, Field(ge=8, le=32768)] = 256
     query_prompt: Annotated[str, Field(max_length=2048)] = ""
@@ -72,6 +75,15 @@ class StudentSpec(Section):
 
     @model_validator(mode="after")
     def _prefixes_are_of_one_head(self) -> Self:
+        if self.heads and self.projection:
+            raise ValueError(
+                f"projection {self.projection} and heads exclude each other: heads project; set heads.dimension"
+            )
+        if self.projection and self.matryoshka and self.matryoshka.dimensions[0] >= self.projection:
+            raise ValueError(
+                f"matryoshka.dimensions has {self.matryoshka.dimensions[0]}, which is not below projection "
+                f"{self.projection}"
+            )
         if self.heads and self.matryoshka:
             if self.heads.serve == "interpolated":
                 raise ValueError(

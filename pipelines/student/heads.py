@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from pipelines.errors import ObjectiveError
 from pipelines.spec import DualHeadSpec
 
-__all__ = ["DualHeads", "StudentViews", "interpolated_probabilities"]
+__all__ = ["DualHeads", "StudentViews", "interpolated_probabilities", "keeping_geometry"]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class DualHeads(nn.Module):
         super().__init__()
         self.spec = spec
         self.head_dimension = spec.dimension or hidden_size
-        self.contrastive = _keeping_geometry(hidden_size, self.head_dimension)
-        self.distillation = _keeping_geometry(hidden_size, self.head_dimension)
+        self.contrastive = keeping_geometry(hidden_size, self.head_dimension)
+        self.distillation = keeping_geometry(hidden_size, self.head_dimension)
 
     @property
     def served_dimension(self) -> int:
@@ -133,7 +133,8 @@ def interpolated_probabilities(
     return alpha * contrastive_logits.softmax(dim=-1) + (1 - alpha) * (distillation_logits / beta).softmax(dim=-1)
 
 
-def _keeping_geometry(hidden_size: int, dimension: int) -> nn.Linear:
+def keeping_geometry(hidden_size: int, dimension: int) -> nn.Linear:
+    """A layer without bias that begins as the identity, or as orthogonal rows (columns when larger)."""
     head = nn.Linear(hidden_size, dimension, bias=False)
     if dimension == hidden_size:
         nn.init.eye_(head.weight)

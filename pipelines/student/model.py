@@ -18,7 +18,7 @@ from pipelines.errors import ModelError
 from pipelines.model_files import check_positions
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.spec import StudentSpec
-from pipelines.student.heads import DualHeads, StudentViews
+from pipelines.student.heads import DualHeads, StudentViews, keeping_geometry
 from pipelines.tokens import Tokens
 
 __all__ = ["DualEncoder", "TextKind", "load_student"]
@@ -35,6 +35,7 @@ class DualEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.spec = spec
         self.heads = DualHeads(self.hidden_size, spec.heads) if spec.heads else None
+        self.projection = keeping_geometry(self.hidden_size, spec.projection) if spec.projection else None
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +50,15 @@ class DualEncoder(nn.Module):
     @property
     def dimension(self) -> int:
         """Length of an embedding as it is served."""
-        return self.heads.served_dimension if self.heads else self.hidden_size
+        if self.heads:
+            return self.heads.served_dimension
+        return self.projection.out_features if self.projection else self.hidden_size
+
+    def served_weight(self) -> Tensor | None:
+        """The one matrix [dim, hidden] from pooled to served vectors, before their norm; None: they are the same."""
+        if self.heads:
+            return self.heads.served_weight()
+        return self.projection.weight if self.projection else None
 
     def embed(self, texts: Sequence[str], kind: TextKind) -> Tensor:
         """Served embeddings [n, dim] of `texts`, with gradient when enabled; unit norm if the spec normalises."""
@@ -75,6 +84,9 @@ class DualEncoder(nn.Module):
         """What is served and what each head sees of pooled vectors [n, hidden]."""
         if self.heads:
             return self.heads.views(pooled, normalize=self.spec.normalize)
+        if self.projection:
+            with torch.autocast(pooled.device.type, enabled=False):  # in bf16 it would not begin as the identity
+                pooled = self.projection(pooled)
         served = nn.functional.normalize(pooled, dim=-1) if self.spec.normalize else pooled
         return StudentViews(served, served, served)
 
@@ -120,6 +132,9 @@ class DualEncoder(nn.Module):
     def _pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         if self.spec.pooling == "cls":
             pooled = hidden[:, 0]
+        elif self.spec.pooling == "last_token":
+            last = attention_mask.sum(dim=1).clamp(min=1) - 1  # rows are padded on the right
+            pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
         else:
             weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
@@ -129,7 +144,7 @@ class DualEncoder(nn.Module):
 def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: torch.device) -> DualEncoder:
     """The student's starting point: the checkpoint in `folder`, cut to `spec.num_layers`, dropout as given.
 
-    Heads of the spec are new, and seeded by torch's global generator.
+    Heads and projection of the spec are new, and seeded by torch's global generator.
 
     Raises:
         ModelError: more layers, positions or Matryoshka dimensions are asked for than the checkpoint has, it lacks
@@ -140,6 +155,8 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
     _refuse_dense(folder)
 
     config = load_config(folder, dropout=dropout)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # decoders would keep keys and values for a next token that nobody asks for
     if spec.num_layers is not None:
         if spec.num_layers > config.num_hidden_layers:
             raise ModelError(
@@ -156,7 +173,12 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
         may_be_new=lambda _, name: name.startswith("pooler."),
     )
     check_positions(backbone, spec.max_length, field="student.max_length")
-    student = DualEncoder(backbone=backbone, tokenizer=load_tokenizer(folder, backbone), spec=spec)
+    tokenizer = load_tokenizer(folder, backbone)
+    # Whoever loads the export pads as in training: on the right, and with something where a decoder has no padding.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    student = DualEncoder(backbone=backbone, tokenizer=tokenizer, spec=spec)
     if spec.matryoshka and spec.matryoshka.dimensions[0] >= student.dimension:
         raise ModelError(
             f"student.matryoshka.dimensions has {spec.matryoshka.dimensions[0]}, but the student's vectors have "
@@ -170,7 +192,7 @@ def _refuse_dense(folder: Path) -> None:
     kinds = [item["type"] for item in json.loads(modules.read_text(encoding="utf-8"))] if modules.is_file() else []
     if any(kind.rpartition(".")[2] == "Dense" for kind in kinds):
         raise ModelError(
-            f"{folder.name!r} is a sentence-transformers model with a Dense module behind its pooling (dual heads are "
-            "exported so); a student starts from the encoder alone and would lose it. To start from that encoder "
-            "nevertheless, give the folder without its modules.json"
+            f"{folder.name!r} is a sentence-transformers model with a Dense module behind its pooling (dual heads and "
+            "projections are exported so); a student starts from the encoder alone and would lose it. To start from "
+            "that encoder nevertheless, give the folder without its modules.json"
         )

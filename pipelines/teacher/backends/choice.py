@@ -11,8 +11,8 @@ import torch
 from pipelines.devices import resolve_dtype, torch_dtype
 from pipelines.errors import ContractError, ModelError
 from pipelines.model_files import check_positions, model_config
+from pipelines.openvino_runtime import openvino_precisions
 from pipelines.teacher.backends.openvino_backend import OpenVinoBackend
-from pipelines.teacher.backends.openvino_runtime import openvino_precisions
 from pipelines.teacher.backends.protocol import Backend
 from pipelines.teacher.backends.torch_backend import TorchBackend
 from pipelines.teacher.contract import ScoreContract

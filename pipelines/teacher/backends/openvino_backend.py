@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ModelError
-from pipelines.teacher.backends.openvino_runtime import openvino_precisions, openvino_runtime
+from pipelines.openvino_runtime import openvino_precisions, openvino_runtime
 from pipelines.teacher.backends.protocol import Logits
 from pipelines.teacher.batch import PairBatch
 from pipelines.teacher.model import PairModel

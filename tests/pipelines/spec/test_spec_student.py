@@ -87,7 +87,9 @@ def test_a_prefix_that_is_no_shorter_than_the_head_is_refused(longest: int) -> N
     assert found == {"student": f"matryoshka.dimensions has {longest}, which is not below heads.dimension 24"}
 
 
-@pytest.mark.parametrize("section", [{"heads": {"dimension": 8}}, {"matryoshka": {"dimensions": [16]}}])
+@pytest.mark.parametrize(
+    "section", [{"heads": {"dimension": 8}}, {"projection": 8}, {"matryoshka": {"dimensions": [16]}}]
+)
 def test_a_fixed_encoder_has_nothing_to_learn(section: dict[str, Any]) -> None:
     # Its heads would stay where they began: candidates would come from a random projection.
     encoder = {"model": {"id": "encoder"}, **section}

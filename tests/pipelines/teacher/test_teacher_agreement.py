@@ -24,8 +24,8 @@ from architectures import (
 )
 from scipy import stats
 
+from pipelines.openvino_runtime import openvino_precisions
 from pipelines.teacher.backends.choice import load_backend
-from pipelines.teacher.backends.openvino_runtime import openvino_precisions
 from pipelines.teacher.backends.torch_backend import TorchBackend
 from pipelines.teacher.contract import ONE_LABEL, answers_head, contract_of
 from pipelines.teacher.engine import TeacherEngine, load_engine
