@@ -42,15 +42,16 @@ class Workers:
     def own_draws(self) -> Iterator[None]:
         """Within it each worker draws numbers of its own (dropout); before and after, all draw the same.
 
-        All enter it with the same state of torch's generator, which goes on as if nothing had been drawn but one seed.
+        All enter it with the same state of torch's generator, which goes on as if nothing had been drawn but one seed,
+        however many they are.
         """
-        seeds = torch.randint(2**62, (self.world,))
+        seed = int(torch.randint(2**62, ()))
         if self.world == 1:
             yield
             return
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(seeds[self.rank]))
+            torch.manual_seed(seed + self.rank)
             yield
 
 
