@@ -60,9 +60,10 @@ class DocumentQueue(nn.Module):
         return int(self.filled)
 
     def put(self, vectors: Tensor, keys: Tensor) -> None:
-        """Take in documents [n, hidden] with their keys int64 [n]; the oldest go."""
+        """Take in documents [n, hidden] with their keys int64 [n], the last one as the newest; the oldest go."""
         size = len(self.vectors)
-        fresh, fresh_keys = vectors.detach()[-size:].float(), keys[-size:].to(self.keys.device)
+        fresh = vectors.detach()[-size:].flip(0).float()
+        fresh_keys = keys[-size:].flip(0).to(self.keys.device)
         kept = min(len(self), size - len(fresh))
         self.vectors[: len(fresh) + kept] = torch.cat([fresh, self.vectors[:kept]])
         self.keys[: len(fresh) + kept] = torch.cat([fresh_keys, self.keys[:kept]])
