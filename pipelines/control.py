@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from pipelines.candidates.file import CandidatesFile
 from pipelines.candidates.miner import embed_corpus
 from pipelines.comparison import student_run
@@ -15,7 +17,7 @@ from pipelines.corpus.dataset import load_dataset
 from pipelines.devices import resolve_device, use_threads
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.pretrained import quiet_loading
-from pipelines.rounds import training_queries
+from pipelines.queries import training_queries
 from pipelines.spec import DistillationSpec, StudentSpec
 from pipelines.student.model import load_student
 from pipelines.training.label_only import train_label_only
@@ -34,6 +36,8 @@ class ControlTask:
     labelled_candidates: Path
     """Parquet of the candidates table of the labelled queries."""
     test_queries: tuple[str, ...]
+    warm_start: Path | None
+    """What the job's warm start made of the backbone; None: the checkpoint as it is."""
     num_cpus: float
     output: Path
     """Where the outcome is kept: a job that starts again after a crash does not train its control again."""
@@ -50,6 +54,8 @@ def run_control(task: ControlTask) -> PerQuery:
     dataset = load_dataset(spec.dataset, task.dataset_folder)
     kind = _of_labels(spec)
     student = load_student(task.student_folder, kind, dropout=spec.training.dropout, device=resolve_device())
+    if task.warm_start:
+        student.backbone.load_state_dict(load_file(task.warm_start))
     one_round = loop_settings(spec, len(training_queries(spec, dataset)))
     settings = dataclasses.replace(one_round, total_steps=spec.rounds * one_round.total_steps)
     train_label_only(student, dataset, CandidatesFile(task.labelled_candidates), spec, settings)

@@ -23,7 +23,7 @@ from pipelines.errors import ContractError, ModelError
 from pipelines.model_files import resolve_model, tokenizer_hash
 from pipelines.preparation import teacher_contract
 from pipelines.pretrained import load_folder_tokenizer
-from pipelines.rounds import training_queries
+from pipelines.queries import training_queries
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.backends.choice import load_backend
 from pipelines.teacher.calibration import Calibration, calibrate, workload

@@ -20,7 +20,6 @@ from pipelines.candidates.miner import EmbeddedCorpus, embed_corpus
 from pipelines.comparison import bm25_run, pair_scores, rerank_run, student_run
 from pipelines.control import ControlTask, run_control
 from pipelines.corpus.dataset import Dataset, load_dataset
-from pipelines.devices import resolve_device, seed_everything
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.evaluation.report import write_report
 from pipelines.evaluation.result import EvaluationResult, summarise
@@ -30,19 +29,24 @@ from pipelines.preparation import (
     HeldOut,
     hold_to_inputs,
     input_fingerprint,
+    job_dev_set,
     job_miner,
+    job_student,
     job_teacher,
     job_tokens,
     labelled_candidates,
+    warm_start_file,
 )
 from pipelines.publishing import precision_facts, publish_student
+from pipelines.queries import training_queries
 from pipelines.ranked.table import RankedLists, ranked_lists_location
-from pipelines.rounds import RoundInputs, run_rounds, training_queries
+from pipelines.rounds import RoundInputs, run_rounds
 from pipelines.spec import DistillationSpec
 from pipelines.student.formats import require_formats
-from pipelines.student.model import DualEncoder, load_student
+from pipelines.student.model import DualEncoder
 from pipelines.teacher.contract import ScoreContract
-from pipelines.training.student_step import require_fitting
+from pipelines.training.fitting import require_fitting
+from pipelines.training.metric_loggers import require_loggers
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -64,16 +68,17 @@ def run_job(context: JobContext) -> dict[str, Any]:
     for folder in (context.work, context.artifacts):
         folder.mkdir(parents=True, exist_ok=True)
     require_formats(spec.export.formats)
+    require_loggers(spec.training.metrics.loggers)
     journal.phase("mining")
     dataset = load_dataset(spec.dataset, context.dataset_folder)
     hold_to_inputs(context.work / "inputs.txt", input_fingerprint(spec, dataset, context.model_roots))
     student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
-    seed_everything(spec.seed)  # a checkpoint without a pooler gets a new one: the same in every run
-    student = load_student(student_folder, spec.student, dropout=spec.training.dropout, device=resolve_device())
+    student = job_student(context, dataset, student_folder)
     require_fitting(student, spec.training.objective)
     miner = job_miner(context, dataset)
     untrained = embed_corpus(student, dataset, path=context.work / "embeddings" / "untrained.npy")
     test = HeldOut.of(context, dataset, miner, untrained)
+    dev = job_dev_set(context, dataset, miner, untrained)
     labelled = labelled_candidates(context, dataset, miner, untrained)
     control = _start_control(context, test, labelled, student_folder)
 
@@ -96,7 +101,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
         dataset_fingerprint=dataset.fingerprint,
     )
     with context.host.host(teacher_folder, contract) as scorer:
-        run_rounds(
+        student = run_rounds(
             RoundInputs(
                 job_id=context.job_id,
                 spec=spec,
@@ -109,6 +114,12 @@ def run_job(context: JobContext) -> dict[str, Any]:
                 journal=journal,
                 untrained=untrained,
                 evaluation_candidates=test.to_rerank if test else None,
+                dev=dev,
+                dataset_folder=context.dataset_folder,
+                student_folder=student_folder,
+                launcher=context.launcher,
+                metrics=context.metrics,
+                sinks=context.metric_sinks,
             ),
             student,
         )
@@ -179,6 +190,7 @@ def _start_control(
             student_folder=student_folder,
             labelled_candidates=labelled.path,
             test_queries=test.queries,
+            warm_start=warm_start_file(context),
             num_cpus=context.side_task_cpus,
             output=context.work / "control.json",
         ),

@@ -6,7 +6,7 @@ Enters: choices of whoever runs the job (a laptop, a driver on a cluster). Leave
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,9 @@ from pipelines.journal import Journal
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import PairScorer
+from pipelines.training.local_workers import LocalWorkers
 from pipelines.training.metric_loggers import MetricLogger
+from pipelines.training.worker_group import WorkerLauncher
 
 __all__ = ["JobContext", "SideTask", "TeacherHost"]
 
@@ -57,6 +59,8 @@ class JobContext:
     journal: Journal
     lists_url: str | None = None
     """Where ranked lists are kept, a folder or an s3:// URL; None is below `root`."""
+    launcher: WorkerLauncher = field(default_factory=LocalWorkers)
+    """Starts training workers where the spec asks for some: on this machine, or on a cluster."""
     metric_sinks: tuple[MetricLogger, ...] = ()
     """Told training's numbers beside the loggers that the spec names."""
 

@@ -11,22 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+from safetensors.torch import load_file, save_file
 
 from pipelines.candidates.file import CandidatesFile
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, mine_once
 from pipelines.comparison import RUN_DEPTH, top_of_each
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import resolve_device
+from pipelines.devices import resolve_device, resolve_dtype, seed_everything
 from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model, weights_hash
 from pipelines.spec import DistillationSpec, TeacherSpec
-from pipelines.student.model import load_student
+from pipelines.student.model import DualEncoder, load_student
 from pipelines.teacher.backends.choice import resolve_backend
 from pipelines.teacher.contract import ONE_LABEL, ScoreContract, answers_head, contract_of
 from pipelines.teacher.corpus_tokens import CorpusTokens, corpus_tokens
 from pipelines.training.dev_set import DevSet
 from pipelines.training.teacher import learn_teacher, teacher_key
+from pipelines.training.warm_start import warm_start
 
 __all__ = [
     "HeldOut",
@@ -34,10 +36,12 @@ __all__ = [
     "input_fingerprint",
     "job_dev_set",
     "job_miner",
+    "job_student",
     "job_teacher",
     "job_tokens",
     "labelled_candidates",
     "teacher_contract",
+    "warm_start_file",
 ]
 
 
@@ -90,6 +94,46 @@ class HeldOut:
         ).read()
         qrels = {query_id: judged[query_id] for query_id in queries}
         return cls(queries, qrels, first_stage, top_of_each(first_stage, settings.rerank_depth))
+
+
+def warm_start_file(context: JobContext) -> Path | None:
+    """Where the backbone is kept as the warm start left it; None where the spec asks for none."""
+    return context.work / "warm-start.safetensors" if context.spec.student.warm_start else None
+
+
+def job_student(context: JobContext, dataset: Dataset, folder: Path) -> DualEncoder:
+    """The student as the job begins with it: the checkpoint in `folder`, cut, and warmed up if the spec says so."""
+    spec, journal, kept = context.spec, context.journal, warm_start_file(context)
+    device = resolve_device()
+    seed_everything(spec.seed)  # a checkpoint without a pooler gets a new one: the same in every run
+    student = load_student(folder, spec.student, dropout=spec.training.dropout, device=device)
+    if kept is None or spec.student.warm_start is None:
+        return student
+    if not kept.is_file():
+        steps = spec.student.warm_start.steps
+        whole = {"num_layers": None, "heads": None, "projection": None, "matryoshka": None, "warm_start": None}
+        source = load_student(folder, spec.student.model_copy(update=whole), dropout=0.0, device=device)
+        journal.event("warm_start.started", f"the student follows the whole encoder for {steps} steps", steps=steps)
+
+        def on_step(step: int, loss: float) -> None:
+            journal.check_cancelled()
+            journal.progress(warm_start_step=step, warm_start_loss=loss)
+
+        warm_start(
+            student,
+            source.backbone,
+            dataset.passages(),
+            spec.student.warm_start,
+            seed=spec.seed,
+            dtype=resolve_dtype(spec.training.dtype, device_type=device.type),
+            tokens_per_batch=spec.training.tokens_per_micro_batch,
+            on_step=on_step,
+        )
+        scratch = kept.with_suffix(".partial")
+        save_file({name: value.contiguous().clone() for name, value in student.backbone.state_dict().items()}, scratch)
+        scratch.rename(kept)
+    student.backbone.load_state_dict(load_file(kept))
+    return student
 
 
 def job_miner(context: JobContext, dataset: Dataset) -> Miner:

@@ -16,15 +16,15 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipelines.candidates.file import CandidatesFile, num_pairs
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, embed_corpus, mine_once
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import RankedListsError
 from pipelines.journal import Journal
+from pipelines.queries import queries_of_round, training_queries
 from pipelines.ranked.schema import EVALUATION_ROUND
 from pipelines.ranked.table import RankedLists
 from pipelines.scoring import ScoringInputs, ToScore, score_rounds
@@ -33,10 +33,17 @@ from pipelines.student.model import DualEncoder
 from pipelines.teacher.corpus_tokens import CorpusTokens
 from pipelines.teacher.scorer import PairScorer
 from pipelines.training.dev_set import DevSet
-from pipelines.training.student_step import StudentStep, needs_previous_student
-from pipelines.training.student_training import TrainingInputs, new_step, train_student
+from pipelines.training.fitting import needs_previous_student
+from pipelines.training.metric_loggers import MetricLogger
+from pipelines.training.run_metrics import run_loggers
+from pipelines.training.settings import loop_settings
+from pipelines.training.student_step import StudentStep
+from pipelines.training.student_stream import TrainingInputs
+from pipelines.training.student_training import new_step, train_student
+from pipelines.training.training_task import TrainingTask, save_step
+from pipelines.training.worker_group import WorkerLauncher, train_with_workers
 
-__all__ = ["RoundInputs", "run_rounds", "training_queries"]
+__all__ = ["RoundInputs", "run_rounds"]
 
 UNTRAINED = "untrained"
 
@@ -60,17 +67,15 @@ class RoundInputs:
     """Candidates of the test queries, scored after the last round's lists while the student still trains."""
     dev: DevSet | None
     """What the student is measured on while it trains."""
-
-
-def training_queries(spec: DistillationSpec, dataset: Dataset) -> list[str]:
-    """Labelled and unlabelled training queries in the seeded order that defines chunks and the first epoch."""
-    data = spec.dataset
-    labelled = dataset.labelled_queries(data.train_split) if data.train_split else []
-    splits = [split for split in (data.train_split, data.dev_split, data.test_split) if split]
-    unlabelled = dataset.unlabelled_queries(*splits) if data.unlabelled.use else []
-    order = np.random.default_rng((spec.seed, 1)).permutation(len(unlabelled))
-    queries = labelled + [unlabelled[i] for i in order[: data.unlabelled.max_queries]]
-    return [queries[i] for i in np.random.default_rng((spec.seed, 2)).permutation(len(queries))]
+    dataset_folder: Path
+    student_folder: Path
+    """Those two are for workers, which load them anew."""
+    launcher: WorkerLauncher
+    """Starts training workers where the spec asks for some."""
+    metrics: Path
+    """Where training's curves go."""
+    sinks: tuple[MetricLogger, ...] = ()
+    """Told training's numbers beside the loggers that the spec names."""
 
 
 def run_rounds(inputs: RoundInputs, student: DualEncoder) -> DualEncoder:
@@ -85,15 +90,11 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> DualEncoder:
     previous = None
     if needs_previous_student(training.objective):
         previous = copy.deepcopy(student).eval().requires_grad_(False)
-    step = new_step(student, inputs.spec, previous=previous)
+    step = new_step(student, inputs.spec, previous=previous, queries=training_queries(inputs.spec, inputs.dataset))
     for number in range(inputs.spec.rounds):
-        snapshot = inputs.work / "snapshots" / f"round-{number}.safetensors"
+        snapshot = _snapshot(inputs, number)
         if not snapshot.is_file():
             _run_round(inputs, step, number)
-            snapshot.parent.mkdir(parents=True, exist_ok=True)
-            scratch = snapshot.with_suffix(".partial")
-            save_file({name: value.contiguous().clone() for name, value in step.state_dict().items()}, scratch)
-            scratch.rename(snapshot)
             shutil.rmtree(inputs.work / "checkpoints" / f"round-{number}", ignore_errors=True)
         step.load_state_dict(load_file(snapshot))
     return step.outcome
@@ -101,7 +102,7 @@ def run_rounds(inputs: RoundInputs, student: DualEncoder) -> DualEncoder:
 
 def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     spec, dataset = inputs.spec, inputs.dataset
-    queries = training_queries(spec, dataset)
+    queries = queries_of_round(spec, dataset, step, number, work=inputs.work, journal=inputs.journal)
     split = spec.dataset.train_split if spec.training.use_labels else None
     judged = dataset.judged_rows(split) if split else {}
 
@@ -150,8 +151,13 @@ def _miner(inputs: RoundInputs, round_number: int) -> str:
     """Which state of the student mined a round's candidates: the hash of the snapshot before it."""
     if round_number == 0:
         return UNTRAINED
-    snapshot = inputs.work / "snapshots" / f"round-{round_number - 1}.safetensors"
-    return hashlib.sha256(snapshot.read_bytes()).hexdigest()
+    return hashlib.sha256(_snapshot(inputs, round_number - 1).read_bytes()).hexdigest()
+
+
+def _snapshot(inputs: RoundInputs, number: int) -> Path:
+    """Where everything that the step knows after a round is kept, there once it is over; -1 is before the first one."""
+    name = f"round-{number}.safetensors" if number >= 0 else "start.safetensors"
+    return inputs.work / "snapshots" / name
 
 
 def _train_student(
@@ -172,6 +178,29 @@ def _train_student(
         if scoring.done():
             scoring.result()  # the test lists may fail long after the last list that training needs
 
+    if inputs.spec.training.workers:
+        before = _snapshot(inputs, number - 1)
+        if number == 0:
+            save_step(step, before)  # the student as it begins, warmed up or not
+        task = TrainingTask(
+            job_id=inputs.job_id,
+            spec=inputs.spec,
+            dataset_folder=inputs.dataset_folder,
+            student_folder=inputs.student_folder,
+            lists=str(inputs.lists.location),
+            work=inputs.work,
+            number=number,
+            num_rows=num_rows,
+            before=before,
+            snapshot=_snapshot(inputs, number),
+            queries=tuple(training_queries(inputs.spec, inputs.dataset)),
+            steps_before=_steps_before(inputs, number),
+            metrics=inputs.metrics,
+        )
+        train_with_workers(
+            task, inputs.launcher, journal=inputs.journal, sinks=inputs.sinks, scoring=scoring, watch=watch
+        )
+        return
     train_student(
         TrainingInputs(
             job_id=inputs.job_id,
@@ -185,6 +214,15 @@ def _train_student(
             journal=inputs.journal,
             wait=wait,
             watch=watch,
+            loggers=(*run_loggers(inputs.spec, inputs.metrics, inputs.job_id, inputs.journal), *inputs.sinks),
+            steps_before=_steps_before(inputs, number),
         ),
         step,
     )
+    save_step(step, _snapshot(inputs, number))
+
+
+def _steps_before(inputs: RoundInputs, number: int) -> int:
+    """Steps of earlier rounds, as planned: a curve goes on where theirs ended."""
+    earlier = [CandidatesFile(inputs.work / f"candidates-{before}.parquet") for before in range(number)]
+    return sum(loop_settings(inputs.spec, len(candidates)).total_steps for candidates in earlier)

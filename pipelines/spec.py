@@ -20,6 +20,7 @@ from pipelines.spec_sections import (
     CandidatesSpec,
     DatasetSpec,
     DenseSpec,
+    DevSpec,
     DualHeadSpec,
     EvaluationSpec,
     ExportFormat,
@@ -27,9 +28,12 @@ from pipelines.spec_sections import (
     ExportSpec,
     FilterSpec,
     MatryoshkaSpec,
+    MetricsSpec,
     ModelSpec,
+    MomentumSpec,
     Name,
     NegativeSampling,
+    PacingSpec,
     RankerTrainingSpec,
     RankWindow,
     Section,
@@ -37,6 +41,8 @@ from pipelines.spec_sections import (
     TeacherSpec,
     TrainingSpec,
     UnlabelledSpec,
+    WarmStartSpec,
+    WorkersSpec,
 )
 from pipelines.spec_sections.wording import problems_of, short
 
@@ -46,6 +52,7 @@ __all__ = [
     "CandidatesSpec",
     "DatasetSpec",
     "DenseSpec",
+    "DevSpec",
     "DistillationSpec",
     "DualHeadSpec",
     "EvaluationSpec",
@@ -54,8 +61,11 @@ __all__ = [
     "ExportSpec",
     "FilterSpec",
     "MatryoshkaSpec",
+    "MetricsSpec",
     "ModelSpec",
+    "MomentumSpec",
     "NegativeSampling",
+    "PacingSpec",
     "RankWindow",
     "RankerTrainingSpec",
     "SpecError",
@@ -63,6 +73,8 @@ __all__ = [
     "TeacherSpec",
     "TrainingSpec",
     "UnlabelledSpec",
+    "WarmStartSpec",
+    "WorkersSpec",
     "load_filters",
     "load_spec",
     "parse_spec",
@@ -115,6 +127,18 @@ class DistillationSpec(Section):
                 problems.append("teacher.train: a teacher learns from labels, but dataset.train_split is null")
             if not self.dataset.unlabelled.use:
                 problems.append("dataset.train_split: null, and dataset.unlabelled.use is false: no queries at all")
+        if self.evaluation.dev and self.dataset.dev_split is None:
+            problems.append("evaluation.dev: is measured on dataset.dev_split, which is null")
+        if self.dataset.unlabelled.queries_per_round and self.rounds == 1:
+            problems.append(
+                f"dataset.unlabelled.queries_per_round: {self.dataset.unlabelled.queries_per_round}, but there is one "
+                "round; use max_queries, or more rounds"
+            )
+        if self.training.find_learning_rate and self.training.workers:
+            problems.append(
+                "training.find_learning_rate: runs in one process, and training.workers is given; find it in a job "
+                "without, and write it as training.learning_rate"
+            )
         splits = [s for s in (self.dataset.train_split, self.dataset.dev_split, self.dataset.test_split) if s]
         if len(set(splits)) != len(splits):
             problems.append(f"dataset: train, dev and test splits must differ, got {splits}")

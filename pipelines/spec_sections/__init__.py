@@ -1,20 +1,23 @@
-"""The sections of a job: data, models, candidates, training, evaluation; each frozen, typed and checked by itself.
+"""The sections of a job: data, models, candidates, training and so on; each frozen, typed, checked by itself.
 
 Enters: parts of a mapping. Leaves: the classes that `pipelines.spec.DistillationSpec` is made of, and that everything
 else imports from there. What can only be judged across sections is judged there.
 """
 
 from pipelines.spec_sections.base import ModelSpec, Name, Section
+from pipelines.spec_sections.curriculum import PacingSpec, WarmStartSpec
 from pipelines.spec_sections.data import (
     BM25Spec,
     CandidatesSpec,
     DatasetSpec,
     DenseSpec,
+    DevSpec,
     EvaluationSpec,
     UnlabelledSpec,
 )
 from pipelines.spec_sections.export import ExportFormat, ExportPrecision, ExportSpec
 from pipelines.spec_sections.filters import FilterSpec, RankWindow
+from pipelines.spec_sections.metrics import MetricsSpec
 from pipelines.spec_sections.models import (
     AnswersSpec,
     AutoscaleSpec,
@@ -24,7 +27,7 @@ from pipelines.spec_sections.models import (
     StudentSpec,
     TeacherSpec,
 )
-from pipelines.spec_sections.training import NegativeSampling, TrainingSpec
+from pipelines.spec_sections.training import MomentumSpec, NegativeSampling, TrainingSpec, WorkersSpec
 
 __all__ = [
     "AnswersSpec",
@@ -33,6 +36,7 @@ __all__ = [
     "CandidatesSpec",
     "DatasetSpec",
     "DenseSpec",
+    "DevSpec",
     "DualHeadSpec",
     "EvaluationSpec",
     "ExportFormat",
@@ -40,9 +44,12 @@ __all__ = [
     "ExportSpec",
     "FilterSpec",
     "MatryoshkaSpec",
+    "MetricsSpec",
     "ModelSpec",
+    "MomentumSpec",
     "Name",
     "NegativeSampling",
+    "PacingSpec",
     "RankWindow",
     "RankerTrainingSpec",
     "Section",
@@ -50,4 +57,6 @@ __all__ = [
     "TeacherSpec",
     "TrainingSpec",
     "UnlabelledSpec",
+    "WarmStartSpec",
+    "WorkersSpec",
 ]

@@ -1,7 +1,7 @@
-"""Sections about what the student meets when: pacing, the queries the teacher is asked about, a cut student's start.
+"""Sections about what the student meets when: pacing, and how a cut student starts.
 
-Enters: parts of a mapping. Leaves: three frozen sections. Each is optional in a job; without it every list takes part
-from the first step, all lists are scored, and a student cut from a longer encoder starts as it was cut.
+Enters: parts of a mapping. Leaves: two frozen sections. Each is optional in a job; without it every list takes part
+from the first step, and a student cut from a longer encoder starts as it was cut.
 """
 
 from typing import Annotated
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipelines.spec_sections.base import LearningRate, Positive, Section
 
-__all__ = ["PacingSpec", "TeacherBudgetSpec", "WarmStartSpec"]
+__all__ = ["PacingSpec", "WarmStartSpec"]
 
 
 class PacingSpec(Section):
@@ -22,13 +22,6 @@ class PacingSpec(Section):
     """Share of the run after which everything takes part."""
     loss_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of the student's own loss in the difficulty; the rest is how unsure the teacher is. No say in the first epoch."""
-
-
-class TeacherBudgetSpec(Section):
-    """How many unlabelled queries the teacher scores; which ones, the student's losses decide after round 0."""
-
-    queries_per_round: Positive
-    """Unlabelled queries whose lists are scored in a round. The first round draws them at random."""
 
 
 class WarmStartSpec(Section):

@@ -15,6 +15,9 @@ class UnlabelledSpec(Section):
 
     use: bool = True
     max_queries: Positive | None = None
+    queries_per_round: Positive | None = None
+    """So many more of them are scored in each round: at random in the first, later, for a growing part, those that the
+    student is expected to find hardest, by what it lost on others (HPM, arXiv 2312.13714). Null: all in every round."""
     positive: Literal["teacher_top", "none"] = "teacher_top"
     """`teacher_top`: the teacher's best candidate is the positive if it is confident enough; `none`: list only."""
     min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.spec_sections.base import Dtype, LearningRate, ModelSpec, Positive, Section, TrainingDtype
+from pipelines.spec_sections.curriculum import WarmStartSpec
 
 __all__ = [
     "AnswersSpec",
@@ -70,8 +71,18 @@ class StudentSpec(Section):
     max_length: Annotated[int, Field(ge=8, le=32768)] = 256
     query_prompt: Annotated[str, Field(max_length=2048)] = ""
     document_prompt: Annotated[str, Field(max_length=2048)] = ""
+    warm_start: WarmStartSpec | None = None
+    """Of a student with fewer layers than its checkpoint: it first follows the whole encoder's hidden states."""
     heads: DualHeadSpec | None = None
     matryoshka: MatryoshkaSpec | None = None
+
+    @model_validator(mode="after")
+    def _is_cut_to_be_warmed_up(self) -> Self:
+        if self.warm_start and self.num_layers is None:
+            raise ValueError(
+                "warm_start: a student with all layers of its checkpoint has nothing to follow; set num_layers"
+            )
+        return self
 
     @model_validator(mode="after")
     def _prefixes_are_of_one_head(self) -> Self:

@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from pipelines.objective_terms import InfoNCE, ListKL, ObjectiveTerm
 from pipelines.spec_sections.base import LearningRate, Positive, Section, TrainingDtype
+from pipelines.spec_sections.curriculum import PacingSpec
 from pipelines.spec_sections.filters import FilterSpec
+from pipelines.spec_sections.metrics import MetricsSpec
 
 __all__ = ["MomentumSpec", "NegativeSampling", "TrainingSpec", "WorkersSpec"]
 
@@ -97,7 +99,11 @@ class TrainingSpec(Section):
     momentum: MomentumSpec | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Average the weights over steps, with this decay, and evaluate and export the average."""
+    pacing: PacingSpec | None = None
+    """From easy lists to hard ones. Those passed over make fewer steps than planned, so that the rate ends above 0."""
     workers: WorkersSpec | None = None
+    """Processes that share a step's texts; null trains in the job's own process."""
+    metrics: MetricsSpec = MetricsSpec()
     checkpoint_every_steps: Positive = 50
     keep_checkpoints: Positive = 2
 

@@ -106,11 +106,7 @@ def train(
             last = point.step == settings.total_steps
             measured = None
             if checkpoints and held_out and held_out.is_due(point.step, last=last):
-                measured = _measured(model, held_out, workers)
-                if point.best is None or measured > point.best.value:
-                    point = replace(point, best=Best(point.step, measured))
-                    if workers.leads:
-                        checkpoints.save_best(point, model)
+                point, measured = _measured(point, model, held_out, checkpoints, workers)
             values = {name: value.item() for name, value in losses.items()}
             now = time.perf_counter()
             on_step(
@@ -126,6 +122,10 @@ def train(
                 saved_step = point.step
             if over:
                 break
+    if checkpoints and held_out and 0 < point.step < settings.total_steps:
+        over = held_out.is_due(point.step, last=False) or held_out.is_over(point.step, point.best)
+        if not over:  # the stream ended before it was expected to, and nobody has measured what it led to
+            point, _ = _measured(point, model, held_out, checkpoints, workers)
     if checkpoints and point.step != saved_step and workers.leads:
         checkpoints.save(point, model, optimizer, scheduler)
     if checkpoints and point.best:
@@ -149,8 +149,15 @@ def _backward(
     return norm
 
 
-def _measured(model: nn.Module, held_out: HeldOutCheck, workers: Workers) -> float:
+def _measured(
+    point: RunPoint, model: nn.Module, held_out: HeldOutCheck, checkpoints: Checkpoints, workers: Workers
+) -> tuple[RunPoint, float]:
+    """The measure of `model` at `point`, and `point` with it as the best if it is, its weights then kept."""
     model.eval()
     value = float(the_first_says(held_out.measure() if workers.leads else None, workers))
     model.train()
-    return value
+    if point.best is None or value > point.best.value:
+        point = replace(point, best=Best(point.step, value))
+        if workers.leads:
+            checkpoints.save_best(point, model)
+    return point, value

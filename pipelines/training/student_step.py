@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipelines.errors import ModelError
-from pipelines.objective_terms import AMCL, ObjectiveTerm
+from pipelines.objective_terms import ListKL, ObjectiveTerm
 from pipelines.objectives.gather import text_keys
 from pipelines.objectives.learned import LearnedParameters
 from pipelines.objectives.registry import OBJECTIVES, term_parameters
@@ -27,13 +26,15 @@ from pipelines.student.matryoshka import configuration_invariance_loss, truncate
 from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch
 from pipelines.training.encoding import EncodingSettings, StepTexts, encode_texts
+from pipelines.training.fitting import needs_previous_student
 from pipelines.training.moving_average import DocumentQueue, SlowCopy
+from pipelines.training.query_losses import QueryLosses, list_losses
 from pipelines.training.step_tensors import Queued, list_scores, step_tensors
 from pipelines.training.workers import ALONE, Workers
 
-__all__ = ["StepFacts", "StudentStep", "needs_previous_student", "require_fitting"]
+__all__ = ["StepFacts", "StudentStep"]
 
-_PREVIOUS_TENSORS = {"previous_query_embeddings", "previous_document_embeddings"}
+_PLAIN = EncodingSettings()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ class StudentStep(nn.Module):
         previous: the student as it was before this job, for terms that need it (`needs_previous_student`); constant.
         momentum: a queue of earlier documents, if any.
         ema_decay: keep a slow copy of the student to export in its place; None: none.
+        remembered: ids of all queries, if what each of them costs is to be remembered (pacing, teacher budget).
         workers: who trains together.
     """
 
@@ -73,10 +75,11 @@ class StudentStep(nn.Module):
         student: DualEncoder,
         objective: Sequence[ObjectiveTerm],
         *,
-        encoding: EncodingSettings = EncodingSettings(),
+        encoding: EncodingSettings = _PLAIN,
         previous: DualEncoder | None = None,
         momentum: MomentumSpec | None = None,
         ema_decay: float | None = None,
+        remembered: Sequence[str] = (),
         workers: Workers = ALONE,
     ) -> None:
         super().__init__()
@@ -87,6 +90,8 @@ class StudentStep(nn.Module):
         self.averaged = SlowCopy(student, decay=ema_decay) if ema_decay is not None else None
         self.momentum = SlowCopy(student, decay=momentum.decay) if momentum else None
         self.queue = DocumentQueue(momentum.queue_size, student.hidden_size).to(student.device) if momentum else None
+        self.query_losses = QueryLosses(len(remembered)).to(student.device) if remembered else None
+        self.query_row = {query_id: row for row, query_id in enumerate(remembered)}
         self._objective = tuple(objective)
         self.encoding = encoding
         self._workers = workers
@@ -133,13 +138,29 @@ class StudentStep(nn.Module):
 
     @torch.no_grad()
     def follow_weights(self) -> None:
-        """After an optimizer step: slow copies follow, and the batch's documents join the queue."""
+        """After an optimizer step: slow copies follow, the batch's documents join the queue, losses are remembered."""
         if self.averaged:
             self.averaged.follow(self.student)
         if self.momentum and self.queue is not None and self.facts:
             self.momentum.follow(self.student)
             _, documents = encode_texts(self.momentum.student, self.facts.texts, self.encoding, self._workers)
             self.queue.put(documents, text_keys(self.facts.batch.document_texts))
+        if self.query_losses is not None and self.facts:
+            self._remember(self.query_losses, self.facts)
+
+    def _remember(self, losses: QueryLosses, facts: StepFacts) -> None:
+        """How far the student was from the teacher on each list, at the temperatures of the job's list_kl term."""
+        term = next((term for term in self._objective if isinstance(term, ListKL)), ListKL(name="list_kl"))
+        device = facts.queries.device
+        found = list_losses(
+            list_scores(facts.batch, facts.queries, facts.documents),
+            facts.batch.teacher_logits.to(device),
+            facts.batch.mask.to(device),
+            temperature=term.temperature,
+            teacher_temperature=term.teacher_temperature,
+        )
+        rows = torch.tensor([self.query_row[query_id] for query_id in facts.batch.query_ids])
+        losses.update(rows, found)
 
     def _queued(self, batch: ListBatch) -> Queued | None:
         if self.momentum is None or self.queue is None or len(self.queue) == 0:
@@ -198,25 +219,6 @@ class StudentStep(nn.Module):
         return configuration_invariance_loss(
             by_dimension, list_scores(batch, queries, documents), batch.mask.to(queries.device)
         )
-
-
-def require_fitting(student: DualEncoder, objective: Sequence[ObjectiveTerm]) -> None:
-    """Refuse what only the loaded student can tell, before anything has been mined or scored.
-
-    Raises:
-        ModelError: a term cuts vectors into heads, and their number does not divide the dimensions.
-    """
-    width = student.heads.head_dimension if student.heads else student.dimension
-    for place, term in enumerate(objective):
-        if isinstance(term, AMCL) and width % term.heads:
-            raise ModelError(
-                f"training.objective.{place}.heads: amcl cannot cut {width} dimensions into {term.heads} equal heads"
-            )
-
-
-def needs_previous_student(objective: Sequence[ObjectiveTerm]) -> bool:
-    """Whether a term compares the student with what it was before the job."""
-    return any(_PREVIOUS_TENSORS & set(OBJECTIVES[term.name].tensors) for term in objective)
 
 
 def _sampled_dimensions(student: DualEncoder) -> tuple[int, ...]:

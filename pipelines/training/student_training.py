@@ -7,65 +7,42 @@ the learning curve per step, events. It ends like one that was never interrupted
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
-from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_dtype, seed_everything
 from pipelines.errors import DataError
-from pipelines.journal import Journal
-from pipelines.ranked.read_ahead import read_ahead
-from pipelines.ranked.table import RankedLists
-from pipelines.ranked.tail import StreamPosition, follow
-from pipelines.ranked.view import filtered_view
+from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import DistillationSpec, FilterSpec
 from pipelines.student.model import DualEncoder
-from pipelines.training.batches import ListBatch, batches
+from pipelines.training.batches import ListBatch
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.dev_set import DevSet, dev_ndcg
+from pipelines.training.dev_set import dev_ndcg
 from pipelines.training.encoding import StepTexts
 from pipelines.training.held_out import HeldOutCheck
+from pipelines.training.learning_rate_finder import find_learning_rate
 from pipelines.training.loop import StepReport, train
 from pipelines.training.plan import plan_training
-from pipelines.training.settings import encoding_settings, loop_settings, positive_rule
+from pipelines.training.run_metrics import RunMetrics
+from pipelines.training.settings import encoding_settings, loop_settings
 from pipelines.training.student_step import StudentStep
+from pipelines.training.student_stream import Prepared, TrainingInputs, prepared_batches
 from pipelines.training.workers import ALONE, Workers
 
-__all__ = ["TrainingInputs", "new_step", "train_student"]
-
-Prepared = tuple[ListBatch, StepTexts]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingInputs:
-    """What a round's training reads, writes and asks."""
-
-    job_id: str
-    spec: DistillationSpec
-    dataset: Dataset
-    lists: RankedLists
-    work: Path
-    """The job's own folder, the same for all workers."""
-    number: int
-    """Of the round."""
-    num_rows: int
-    """Lists of the round, those that are still to come included."""
-    dev: DevSet | None
-    journal: Journal
-    wait: Callable[[], None]
-    """Called while a chunk is missing; blocks a moment, and raises if it will never come."""
-    watch: Callable[[], None]
-    """Called after every step; raises if training is to end."""
-    workers: Workers = ALONE
+__all__ = ["new_step", "train_student"]
 
 
 def new_step(
-    student: DualEncoder, spec: DistillationSpec, *, previous: DualEncoder | None, workers: Workers = ALONE
+    student: DualEncoder,
+    spec: DistillationSpec,
+    *,
+    previous: DualEncoder | None,
+    queries: Sequence[str],
+    workers: Workers = ALONE,
 ) -> StudentStep:
-    """The step of a job's spec around `student`."""
+    """The step of a job's spec around `student`; `queries` are all that the job may train on."""
     training = spec.training
     return StudentStep(
         student,
@@ -74,6 +51,7 @@ def new_step(
         previous=previous,
         momentum=training.momentum,
         ema_decay=training.ema_decay,
+        remembered=queries if training.pacing or spec.dataset.unlabelled.queries_per_round else (),
         workers=workers,
     )
 
@@ -89,6 +67,14 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
     training = spec.training
     seed_everything(spec.seed + number)
     settings = loop_settings(spec, inputs.num_rows, round_number=number)
+    if training.find_learning_rate:
+        settings = replace(settings, learning_rate=_found_rate(inputs, step))
+    metrics = RunMetrics(
+        inputs.loggers,
+        training.objective,
+        every_steps=training.metrics.every_steps,
+        steps_before=inputs.steps_before,
+    )
     positives: Counter[str] = Counter()
     planned = False
 
@@ -104,8 +90,9 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
 
     def on_step(report: StepReport) -> None:
         inputs.watch()
-        if inputs.workers.leads:
+        if inputs.workers.leads and step.facts:
             _report(inputs, report)
+            metrics.take(report, step.facts)
 
     checkpoints = Checkpoints(
         inputs.work / "checkpoints" / f"round-{number}",
@@ -116,7 +103,7 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
     point = train(
         step,
         losses_of,
-        lambda start: _prepared_batches(inputs, step, start),
+        lambda start: prepared_batches(inputs, step, start),
         settings,
         on_step=on_step,
         checkpoints=checkpoints,
@@ -124,6 +111,7 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
         held_out=_held_out(inputs, step),
         workers=inputs.workers,
     )
+    metrics.close()
     _require_something_learned(inputs, steps=point.step, positives=positives)
     if inputs.workers.leads:
         best = f"; dev nDCG@10 was best after step {point.best.step}: {point.best.value:.4f}" if point.best else ""
@@ -131,43 +119,18 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
         inputs.journal.event("training.finished", message, round=number, steps=point.step, **positives)
 
 
-def _prepared_batches(
-    inputs: TrainingInputs, step: StudentStep, start: StreamPosition
-) -> Iterator[tuple[Prepared, StreamPosition]]:
-    """Batches with their tokens, the next one made while the last one is learned from."""
-    spec, training = inputs.spec, inputs.spec.training
-    rule = positive_rule(spec)
-
-    def prepare(check: Callable[[], None]) -> Iterator[tuple[Prepared, StreamPosition]]:
-        def wait() -> None:
-            inputs.wait()
-            check()
-
-        rows = follow(
-            inputs.lists,
-            job_id=inputs.job_id,
-            round_number=inputs.number,
-            num_rows=inputs.num_rows,
-            rows_per_chunk=spec.candidates.queries_per_chunk,
-            start=start,
-            epochs=training.epochs,
-            seed=spec.seed,
-            wait=wait,
-            view=filtered_view(training.filters, rule, lambda doc_ids: [inputs.dataset.passage(d) for d in doc_ids]),
-            student_scores=training.negatives.strategy == "student_top",
-        )
-        for batch, following in batches(
-            rows,
-            inputs.dataset,
-            queries_per_step=training.queries_per_step,
-            width=training.candidates_per_query,
-            rule=rule,
-            negatives=training.negatives,
-            seed=spec.seed,
-        ):
-            yield (batch, StepTexts.of(step.student, batch)), following
-
-    return read_ahead(prepare)
+def _found_rate(inputs: TrainingInputs, step: StudentStep) -> float:
+    """What a range test on the round's first lists suggests; kept, so that a resumed run uses the same."""
+    path = inputs.work / f"learning-rate-{inputs.number}.json"
+    if not path.is_file():
+        stream = prepared_batches(inputs, step, StreamPosition())
+        curve = find_learning_rate(step, lambda prepared: step(*prepared), (prepared for prepared, _ in stream))
+        scratch = path.with_suffix(".partial")
+        scratch.write_text(json.dumps(asdict(curve)), encoding="utf-8")
+        scratch.rename(path)
+        message = f"round {inputs.number}: the range test suggests a learning rate of {curve.suggestion:.2g}"
+        inputs.journal.event("training.learning_rate_found", message, **asdict(curve))
+    return float(json.loads(path.read_text(encoding="utf-8"))["suggestion"])
 
 
 def _held_out(inputs: TrainingInputs, step: StudentStep) -> HeldOutCheck | None:

@@ -28,6 +28,7 @@ from services.driver.training_metrics import RayMetrics
 from services.errors import OutsideDataRoots, StaleDriver, TeacherNotDeployable
 from services.settings import Settings
 from services.store import DriverSession, Job, Store
+from services.trainer.ray_workers import RayWorkers
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -111,6 +112,7 @@ def _context(settings: Settings, session: DriverSession, job: Job, journal: Stor
         side_task_cpus=settings.driver_cpus,
         journal=journal,
         lists_url=settings.lists_url,
+        launcher=RayWorkers(),
         metric_sinks=(RayMetrics(job.id), JournalMetrics(journal)),
     )
 

@@ -18,7 +18,7 @@ from pipelines.corpus.dataset import Dataset
 from pipelines.devices import resolve_device
 from pipelines.errors import ContractError, DataError, ModelError
 from pipelines.estimate import Estimate, estimate_job
-from pipelines.rounds import training_queries
+from pipelines.queries import training_queries
 from pipelines.student.model import load_student
 from pipelines.teacher.calibration import Calibration
 from services.cli.app import app

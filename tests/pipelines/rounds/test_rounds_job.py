@@ -19,8 +19,8 @@ from pipelines.candidates.miner import mine_once
 from pipelines.corpus.dataset import Dataset
 from pipelines.errors import CheckpointError, DataError, ModelError
 from pipelines.evaluation.result import EvaluationResult
+from pipelines.queries import training_queries
 from pipelines.ranked.schema import EVALUATION_ROUND
-from pipelines.rounds import training_queries
 from pipelines.training.loop import LoopSettings
 from pipelines.training.settings import loop_settings
 

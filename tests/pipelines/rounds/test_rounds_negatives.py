@@ -10,7 +10,7 @@ from tiny import tiny_spec
 
 from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import NegativeSampling
-from pipelines.training import label_only, student_training
+from pipelines.training import label_only, student_stream
 from pipelines.training.batches import ListBatch, batches
 
 
@@ -27,7 +27,7 @@ def test_a_jobs_setting_reaches_the_students_batches(
 
         return note
 
-    monkeypatch.setattr(student_training, "batches", noting("rounds"))
+    monkeypatch.setattr(student_stream, "batches", noting("rounds"))
     monkeypatch.setattr(label_only, "batches", noting("label_only"))
     spec = tiny_spec(
         training={"queries_per_step": 16, "candidates_per_query": 4, "negatives": {"strategy": "simans", "a": 0.2}},
