@@ -20,9 +20,14 @@ demo: setup
 up: setup
 	$(BIN)/dualdistill up
 
+# Beside the system tests, which wait for servers much of their time, run the others, at the lowest priority.
 test: setup
-	$(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope
-	$(BIN)/python -m pytest -m system
+	nice -n 19 $(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope >.unit-tests.log 2>&1 & \
+	unit=$$!; \
+	$(BIN)/python -m pytest -m system; system=$$?; \
+	wait $$unit; unit=$$?; \
+	cat .unit-tests.log; rm .unit-tests.log; \
+	test $$system -eq 0 && test $$unit -eq 0
 
 lint: setup
 	$(BIN)/ruff check .

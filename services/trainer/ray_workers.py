@@ -1,8 +1,8 @@
 """Training workers on the cluster, by Ray Train: placed by their resources, started again when a node is lost.
 
-Enters: a `TrainingTask`. Leaves: what the task leaves in the job's folder. Ray Train makes the process group (NCCL where
-workers book GPUs, else gloo) and starts it anew after a failure, with fewer workers where the spec allows that; the loop
-finds its own newest checkpoint, whose stream position is the same for any number of workers.
+Enters: a `TrainingTask`. Leaves: what the task leaves in the job's folder. Ray Train makes the process group (NCCL
+where workers book GPUs, else gloo) and starts it anew after a failure, with fewer workers where the spec allows that;
+the loop finds its own newest checkpoint, whose stream position is the same for any number of workers.
 """
 
 import threading

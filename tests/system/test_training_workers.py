@@ -9,7 +9,6 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
 from miniature import finished, miniature
 
 from services.cli.client import GatewayClient
@@ -62,10 +61,9 @@ def test_two_workers_train_a_student_and_one_that_is_killed_comes_back(client: G
     assert not worker_pids()
 
 
-@pytest.mark.parametrize("when", ["training"])
-def test_a_cancelled_job_takes_its_workers_with_it(client: GatewayClient, when: str) -> None:
+def test_a_cancelled_job_takes_its_workers_with_it(client: GatewayClient) -> None:
     spec = miniature(
-        name=f"cancelled-{when}",
+        name="cancelled-workers",
         training={"workers": WORKERS, "epochs": 200},
         teacher=TEACHER | {"train": {"max_steps": 2, "dtype": "fp32"}},
     )
