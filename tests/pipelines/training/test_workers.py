@@ -4,6 +4,7 @@ Why: half the negatives, a gradient that stays at home or a draw of one's own wo
 worse. All scenarios run in one start of three processes; then two of them go on as two.
 """
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from workers_for_tests import RESUMED, SCENARIOS, WORLDS, new_step, on_a_worker,
 
 from pipelines.training.workers import ALONE, Workers
 
+LIBRARIES = (
+    "pipelines.training.student_step",
+    "torch.distributed.tensor",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
+)
+"""Loaded once, by the server that the processes are forked from: most of what their start costs."""
 TRIED = [(world, name) for world, names in WORLDS.items() for name in names]
 ALIKE = [(world, name) for world, name in TRIED if name != "dropout"]
 
@@ -22,7 +30,8 @@ ALIKE = [(world, name) for world, name in TRIED if name != "dropout"]
 @pytest.fixture(scope="module")
 def folder(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workers")
-    mp.spawn(on_a_worker, (tiny_root, folder), nprocs=max(WORLDS))
+    multiprocessing.set_forkserver_preload(list(LIBRARIES))
+    mp.start_processes(on_a_worker, (tiny_root, folder), nprocs=max(WORLDS), start_method="forkserver")
     return folder
 
 
