@@ -17,6 +17,7 @@ from workers_for_tests import RESUMED, SCENARIOS, WORLDS, new_step, on_a_worker,
 from pipelines.training.workers import ALONE, Workers
 
 LIBRARIES = (
+    "pandas",
     "pipelines.training.student_step",
     "torch.distributed.tensor",
     "transformers.models.auto.modeling_auto",
