@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cpus(), help="of each trainer")
     parser.add_argument("--dtype", default="auto", help="of both: fp32, bf16, or what ours takes by itself")
     parser.add_argument("--peer-workers", type=int, help="of the peer's data loader; default 0, 2 on CUDA")
-    parser.add_argument("--tokens-per-micro-batch", type=int, default=16384, help="ours")
+    parser.add_argument("--tokens-per-micro-batch", type=int, help="ours; the default is that of a job")
     parser.add_argument("--gradient-cache", action="store_true", help="ours")
     options = parser.parse_args()
     rounds, steps = options.rounds or (3 if options.quick else 5), options.steps or (6 if options.quick else 10)

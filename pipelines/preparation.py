@@ -17,7 +17,7 @@ from pipelines.candidates.file import CandidatesFile
 from pipelines.candidates.miner import EmbeddedCorpus, Miner, mine_once
 from pipelines.comparison import RUN_DEPTH, top_of_each
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import resolve_device, resolve_dtype, seed_everything
+from pipelines.devices import resolve_device, seed_everything
 from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model, weights_hash
@@ -27,6 +27,7 @@ from pipelines.teacher.backends.choice import resolve_backend
 from pipelines.teacher.contract import ONE_LABEL, ScoreContract, answers_head, contract_of
 from pipelines.teacher.corpus_tokens import CorpusTokens, corpus_tokens
 from pipelines.training.dev_set import DevSet
+from pipelines.training.settings import encoding_settings
 from pipelines.training.teacher import learn_teacher, teacher_key
 from pipelines.training.warm_start import warm_start
 
@@ -111,6 +112,7 @@ def job_student(context: JobContext, dataset: Dataset, folder: Path) -> DualEnco
         return student
     if not kept.is_file():
         steps = spec.student.warm_start.steps
+        encoding = encoding_settings(spec.training, device_type=device.type)
         whole = {"num_layers": None, "heads": None, "projection": None, "matryoshka": None, "warm_start": None}
         source = load_student(folder, spec.student.model_copy(update=whole), dropout=0.0, device=device)
         journal.event("warm_start.started", f"the student follows the whole encoder for {steps} steps", steps=steps)
@@ -125,8 +127,8 @@ def job_student(context: JobContext, dataset: Dataset, folder: Path) -> DualEnco
             dataset.passages(),
             spec.student.warm_start,
             seed=spec.seed,
-            dtype=resolve_dtype(spec.training.dtype, device_type=device.type),
-            tokens_per_batch=spec.training.tokens_per_micro_batch,
+            dtype=encoding.dtype,
+            tokens_per_batch=encoding.tokens_per_micro_batch,
             on_step=on_step,
         )
         scratch = kept.with_suffix(".partial")

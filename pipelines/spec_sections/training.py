@@ -92,8 +92,9 @@ class TrainingSpec(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dtype: TrainingDtype = "fp32"
-    tokens_per_micro_batch: Annotated[int, Field(ge=64)] = 16384
-    """Padded tokens that go through the encoder at once; texts of a step are sorted by length first."""
+    tokens_per_micro_batch: Annotated[int, Field(ge=64)] | None = None
+    """Padded tokens that go through the encoder at once; texts of a step are sorted by length first. Null: 2,048 on a
+    CPU, whose caches then hold the activations, 65,536 on a GPU."""
     gradient_cache: bool = False
     """Memory of one micro-batch instead of the whole step, for a third more computation; the same gradients."""
     momentum: MomentumSpec | None = None

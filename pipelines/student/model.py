@@ -4,6 +4,7 @@ Enters: a checked model folder and a `StudentSpec`. Leaves: a module from texts 
 as served and as each of its heads sees them, and a batched, gradient-free `encode` for whole collections.
 """
 
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -79,6 +80,25 @@ class DualEncoder(nn.Module):
         padded = tokens.padded(rows, pad_id=self.tokenizer.pad_token_id or 0)
         inputs = {name: torch.from_numpy(values).to(self.device) for name, values in padded.items()}
         return self._pool(self.backbone(**inputs).last_hidden_state, inputs["attention_mask"])
+
+    def word_vectors(self, tokens: Tokens) -> Tensor | None:
+        """The encoder's first table, looked up once for several `pooled_words`: [tokens, width], text after text.
+
+        None where the encoder takes ids alone. The gradient of a lookup is as large as the vocabulary, whatever the
+        number of tokens: a step of many forward passes should have one.
+        """
+        if "inputs_embeds" not in inspect.signature(self.backbone.forward).parameters:
+            return None
+        ids = torch.from_numpy(tokens.values).to(self.device, torch.int64)
+        vectors: Tensor = self.backbone.get_input_embeddings()(ids)
+        return vectors
+
+    def pooled_words(self, words: Tensor, lengths: npt.NDArray[np.int64]) -> Tensor:
+        """`pooled` of texts of `lengths` tokens, given as their `word_vectors`; padding is zeros, never attended."""
+        mask = torch.from_numpy(np.arange(int(lengths.max())) < lengths[:, None]).to(self.device)
+        padded = words.new_zeros((*mask.shape, words.shape[1])).masked_scatter(mask.unsqueeze(2), words)
+        attended = mask.long()
+        return self._pool(self.backbone(inputs_embeds=padded, attention_mask=attended).last_hidden_state, attended)
 
     def views(self, pooled: Tensor) -> StudentViews:
         """What is served and what each head sees of pooled vectors [n, hidden]."""

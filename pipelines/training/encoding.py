@@ -3,11 +3,12 @@
 Enters: a `ListBatch`'s texts. Leaves: pooled vectors of its queries and documents, with gradient, the same on every
 worker.
 
-    distinct texts -> longest first -> worker r takes every W-th -> micro-batches within a token budget -> gather
+    distinct texts -> longest first -> each worker its share -> micro-batches within a token budget -> gather
 
-Sorting costs nothing and saves most padding. The texts, not the queries, are what workers share out: every worker then
-holds all vectors and computes the one loss of the whole batch, so that no objective knows of workers, no text is
-encoded twice anywhere, and N processes compute what one would have (`docs/architecture.md`, "Workers").
+Sorting costs nothing and saves most padding, small micro-batches the rest; what they would cost, a gradient of the
+whole vocabulary for each, is spared by looking words up once a step. The texts, not the queries, are what workers share
+out: every worker then holds all vectors and computes the one loss of the whole batch, so that no objective knows of
+workers, no text is encoded twice anywhere, and N processes compute what one would have (`docs/architecture.md`).
 
 With `gradient_cache` no activation outlives its micro-batch: the forward pass keeps vectors only, and backward computes
 each micro-batch again, its dropout included (GradCache, arXiv 2101.06983; here torch's own activation checkpoints, one
@@ -72,6 +73,11 @@ class StepTexts:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def documents(self) -> "StepTexts":
+        """The documents alone."""
+        rows, document = np.unique(self.document, return_inverse=True)
+        return StepTexts(self.tokens.take(rows), np.empty(0, dtype=np.int64), document)
+
 
 def encode_texts(
     student: DualEncoder, texts: StepTexts, settings: EncodingSettings, workers: Workers
@@ -84,12 +90,7 @@ def encode_texts(
     order = np.argsort(-texts.tokens.lengths, kind="stable").astype(np.int64)
     mine = order[workers.rank :: workers.world]
     with workers.own_draws():
-        encoded = [
-            _encode(student, texts.tokens, mine[rows], settings)
-            for rows in pack_by_tokens(texts.tokens.lengths[mine], settings.tokens_per_micro_batch)
-        ]
-    # Packing keeps `mine`, which is sorted, in order.
-    pooled = torch.cat(encoded) if encoded else _nothing(student)
+        pooled = _encode(student, texts.tokens.take(mine), settings) if len(mine) else _nothing(student)
     everybody = gather_from(pooled, [len(order[rank :: workers.world]) for rank in range(workers.world)], workers)
     place = np.empty(len(order), dtype=np.int64)
     place[np.concatenate([order[rank :: workers.world] for rank in range(workers.world)])] = np.arange(len(order))
@@ -98,15 +99,20 @@ def encode_texts(
     return found[: len(texts.query)], found[len(texts.query) :]
 
 
-def _encode(student: DualEncoder, tokens: Tokens, rows: Ints, settings: EncodingSettings) -> Tensor:
-    def forward() -> Tensor:
-        with torch.autocast(student.device.type, dtype=torch_dtype(settings.dtype), enabled=settings.dtype != "fp32"):
-            return student.pooled(tokens, rows)
-
-    if settings.gradient_cache and torch.is_grad_enabled():
-        pooled: Tensor = checkpoint(forward, use_reentrant=False)
-        return pooled
-    return forward()
+def _encode(student: DualEncoder, tokens: Tokens, settings: EncodingSettings) -> Tensor:
+    """Pooled vectors of texts that come longest first, which packing leaves in order."""
+    packed = pack_by_tokens(tokens.lengths, settings.tokens_per_micro_batch)
+    again = settings.gradient_cache and torch.is_grad_enabled()
+    words = None if again else student.word_vectors(tokens)
+    with torch.autocast(student.device.type, dtype=torch_dtype(settings.dtype), enabled=settings.dtype != "fp32"):
+        if again:
+            return torch.cat([checkpoint(student.pooled, tokens, rows, use_reentrant=False) for rows in packed])
+        if words is None:
+            return torch.cat([student.pooled(tokens, rows) for rows in packed])
+        parts = torch.split(words, [int(tokens.lengths[rows].sum()) for rows in packed])
+        return torch.cat(
+            [student.pooled_words(part, tokens.lengths[rows]) for part, rows in zip(parts, packed, strict=True)]
+        )
 
 
 def _nothing(student: DualEncoder) -> Tensor:

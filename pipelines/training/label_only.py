@@ -8,7 +8,7 @@ negatives of the same mined candidates, drawn without a teacher's word.
 from collections.abc import Callable, Iterator
 
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import resolve_dtype, seed_everything
+from pipelines.devices import seed_everything
 from pipelines.objective_terms import InfoNCE
 from pipelines.ranked.lookup import CandidateRows
 from pipelines.ranked.positives import PositiveRule
@@ -44,7 +44,6 @@ def train_label_only(
     own = next((term for term in spec.training.objective if isinstance(term, InfoNCE)), InfoNCE(name="info_nce"))
     # It may weigh 0 in the job; here it is all there is. No teacher has scored these lists, so none says what to mask.
     objective = [own.model_copy(update={"weight": 1.0, "teacher_margin": None})]
-    dtype = resolve_dtype(spec.training.dtype, device_type=student.device.type)
 
     def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
         return batches(
@@ -56,5 +55,5 @@ def train_label_only(
             seed=spec.seed,
         )
 
-    step = StudentStep(student, objective, encoding=encoding_settings(spec.training, dtype))
+    step = StudentStep(student, objective, encoding=encoding_settings(spec.training, device_type=student.device.type))
     train(step, step, open_batches, settings, on_step=on_step)

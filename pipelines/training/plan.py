@@ -26,7 +26,7 @@ class TrainingPlan:
     """A step as the first batch has it, and all steps.
 
     Attributes:
-        steps: optimizer steps that are left.
+        steps: optimizer steps of the round.
         queries_per_step: lists.
         texts_per_step: distinct queries and documents that are encoded.
         tokens_per_step: of them, without padding.
@@ -64,7 +64,7 @@ def plan_training(
         texts: of the first batch.
         settings: how they will be encoded.
         queries: lists of that batch.
-        steps: optimizer steps that are left.
+        steps: optimizer steps of the round.
         world: workers that share the texts.
     """
     lengths = texts.tokens.lengths

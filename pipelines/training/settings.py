@@ -4,6 +4,7 @@ Enters: a `DistillationSpec`. Leaves: the settings of the loop and of encoding, 
 rounds and control.
 """
 
+from pipelines.devices import resolve_dtype
 from pipelines.ranked.filling import chunk_count
 from pipelines.ranked.positives import PositiveRule
 from pipelines.spec import DistillationSpec, TrainingSpec
@@ -28,11 +29,11 @@ def loop_settings(spec: DistillationSpec, num_queries: int, *, round_number: int
     )
 
 
-def encoding_settings(training: TrainingSpec, dtype: str) -> EncodingSettings:
-    """How texts go through the encoder, in the concrete `dtype`."""
+def encoding_settings(training: TrainingSpec, *, device_type: str) -> EncodingSettings:
+    """How texts go through an encoder on `cuda` or `cpu`."""
     return EncodingSettings(
-        dtype=dtype,
-        tokens_per_micro_batch=training.tokens_per_micro_batch,
+        dtype=resolve_dtype(training.dtype, device_type=device_type),
+        tokens_per_micro_batch=training.tokens_per_micro_batch or (65536 if device_type == "cuda" else 2048),
         gradient_cache=training.gradient_cache,
     )
 

@@ -143,7 +143,8 @@ class StudentStep(nn.Module):
             self.averaged.follow(self.student)
         if self.momentum and self.queue is not None and self.facts:
             self.momentum.follow(self.student)
-            _, documents = encode_texts(self.momentum.student, self.facts.texts, self.encoding, self._workers)
+            texts = self.facts.texts.documents()
+            _, documents = encode_texts(self.momentum.student, texts, self.encoding, self._workers)
             self.queue.put(documents, text_keys(self.facts.batch.document_texts))
         if self.query_losses is not None and self.facts:
             self._remember(self.query_losses, self.facts)

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 
 from torch import Tensor
 
-from pipelines.devices import resolve_dtype, seed_everything
+from pipelines.devices import seed_everything
 from pipelines.errors import DataError
 from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import DistillationSpec, FilterSpec
@@ -47,7 +47,7 @@ def new_step(
     return StudentStep(
         student,
         training.objective,
-        encoding=encoding_settings(training, resolve_dtype(training.dtype, device_type=student.device.type)),
+        encoding=encoding_settings(training, device_type=student.device.type),
         previous=previous,
         momentum=training.momentum,
         ema_decay=training.ema_decay,

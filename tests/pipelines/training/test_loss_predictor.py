@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import ObjectiveError
 from pipelines.objectives.loss_prediction import guided_share
-from pipelines.spec_sections.curriculum import TeacherBudgetSpec
+from pipelines.spec import UnlabelledSpec
 from pipelines.training.loss_predictor import FEWEST_OBSERVED, choose_queries, fit_loss_predictor, next_queries
 
 Floats = npt.NDArray[np.float32]
@@ -144,4 +144,4 @@ def test_an_impossible_choice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"share 1\.5"):
         choose_queries(np.zeros(3), 1, 1.5, np.random.default_rng(0))
     with pytest.raises(ValidationError, match="queries_per_round"):
-        TeacherBudgetSpec(queries_per_round=0)
+        UnlabelledSpec(queries_per_round=0)

@@ -27,9 +27,10 @@ from pipelines.student.matryoshka import configuration_invariance_loss, truncate
 from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch
 from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.fitting import needs_previous_student, require_fitting
 from pipelines.training.loop import LoopSettings, train
 from pipelines.training.step_tensors import list_scores, step_tensors
-from pipelines.training.student_step import StudentStep, needs_previous_student, require_fitting
+from pipelines.training.student_step import StudentStep
 
 SETTINGS = LoopSettings(
     total_steps=6, learning_rate=1e-2, warmup_ratio=0.1, weight_decay=0.0, max_grad_norm=1.0, checkpoint_every_steps=2
