@@ -10,6 +10,8 @@ the module's state, so a checkpoint holds it.
 """
 
 import copy
+import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from pipelines.student.heads import StudentViews
 from pipelines.student.model import DualEncoder
 
-__all__ = ["DocumentQueue", "SlowCopy"]
+__all__ = ["DocumentQueue", "SlowCopy", "text_keys"]
 
 
 class SlowCopy(nn.Module):
@@ -41,6 +43,12 @@ class SlowCopy(nn.Module):
             slow.lerp_(weight, 1 - self.decay)
         for kept, buffer in zip(self.student.buffers(), student.buffers(), strict=True):
             kept.copy_(buffer)
+
+
+def text_keys(texts: Iterable[str]) -> Tensor:
+    """int64 [texts], the same for the same text in every process (Python's own `hash` is not)."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return torch.tensor([int.from_bytes(digest) >> 1 for digest in digests], dtype=torch.int64)
 
 
 class DocumentQueue(nn.Module):

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.objective_terms import ListKL, ObjectiveTerm
-from pipelines.objectives.gather import text_keys
 from pipelines.objectives.learned import LearnedParameters
 from pipelines.objectives.registry import OBJECTIVES, term_parameters
 from pipelines.spec import MomentumSpec
@@ -27,7 +26,7 @@ from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch
 from pipelines.training.encoding import EncodingSettings, StepTexts, encode_texts
 from pipelines.training.fitting import needs_previous_student
-from pipelines.training.moving_average import DocumentQueue, SlowCopy
+from pipelines.training.moving_average import DocumentQueue, SlowCopy, text_keys
 from pipelines.training.query_losses import QueryLosses, list_losses
 from pipelines.training.step_tensors import Queued, list_scores, step_tensors
 from pipelines.training.workers import ALONE, Workers

@@ -22,6 +22,8 @@ _BARS = (
     ("student training", "step", "total_steps", "loss"),
 )
 _LINE_EVERY_S = 10.0
+_UNSAID = {"training.metrics"}
+"""Events for curves, not for reading."""
 
 
 def watch(client: GatewayClient, job_id: str, console: Console, *, every_s: float = 0.5) -> dict[str, Any]:
@@ -37,6 +39,8 @@ def watch(client: GatewayClient, job_id: str, console: Console, *, every_s: floa
             elapsed = time.monotonic() - started
             for event in client.events(job_id, last_event):
                 last_event = event["id"]
+                if event["type"] in _UNSAID:
+                    continue
                 bars.console.print(f"{elapsed:5.0f} s  {event['message']}", highlight=False, markup=False)
             numbers = _with_pairs_done(job["progress"])
             for name, done, total, loss in _BARS:

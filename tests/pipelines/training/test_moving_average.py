@@ -18,13 +18,12 @@ from steps_for_tests import batch_of, hard_batch, ranked_row, spec_of, student_o
 from torch import Tensor, nn
 
 from pipelines.corpus.dataset import Dataset
-from pipelines.objectives.gather import text_keys
 from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.registry import OBJECTIVES, term_parameters
 from pipelines.spec import MomentumSpec
 from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch
-from pipelines.training.moving_average import DocumentQueue, SlowCopy
+from pipelines.training.moving_average import DocumentQueue, SlowCopy, text_keys
 from pipelines.training.step_tensors import step_tensors
 from pipelines.training.student_step import StudentStep
 

@@ -24,7 +24,8 @@ class ScriptedClient:
         status, progress, messages = self._looks[self.times_looked]
         self.times_looked += 1
         self._events += [
-            {"id": str(len(self._events) + number + 1), "message": message} for number, message in enumerate(messages)
+            {"id": str(len(self._events) + number + 1), "message": message, "type": message.split(":")[0]}
+            for number, message in enumerate(messages)
         ]
         return {"id": job_id, "status": status, "progress": progress}
 
@@ -58,7 +59,11 @@ def test_it_ends_when_the_job_has_ended(status: str, seconds: list[float], capsy
 def test_every_event_is_printed_once_and_the_last_ones_too(seconds: list[float], capsys: Any) -> None:
     client = ScriptedClient(
         ("queued", {}, ["queued"]),
-        ("running", {}, ["mining", "wrote /models/[bold]x and [/nowhere]"]),
+        (
+            "running",
+            {},
+            ["mining", "training.metrics: a curve's point, not for reading", "wrote /models/[bold]x and [/nowhere]"],
+        ),
         ("running", {}, []),
         ("succeeded", {}, ["publishing", "running -> succeeded"]),
     )
