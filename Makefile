@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WHEN_IDLE := $(if $(shell command -v chrt),chrt --idle 0,nice -n 19)
 
 .PHONY: setup demo test lint up clean
 
@@ -20,9 +21,9 @@ demo: setup
 up: setup
 	$(BIN)/dualdistill up
 
-# Beside the system tests, which wait for servers much of their time, run the others, at the lowest priority.
+# Beside the system tests, which wait for servers much of their time, run the others, with the time that nobody wants.
 test: setup
-	nice -n 19 $(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope >.unit-tests.log 2>&1 & \
+	$(WHEN_IDLE) $(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope >.unit-tests.log 2>&1 & \
 	unit=$$!; \
 	$(BIN)/python -m pytest -m system; system=$$?; \
 	wait $$unit; unit=$$?; \
