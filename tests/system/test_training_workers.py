@@ -1,7 +1,8 @@
 """Students trained by workers on real Ray: two of them, one that is killed, one that may be fewer.
 
 What the workers compute is held to one process in tests/pipelines; here is that Ray Train starts them, that they start
-again, and that the job's progress, events and student are as ever.
+again, and that the job's progress, events and student are as ever. That cancelling ends workers is seen on processes (tests/pipelines/rounds) and was tried here by hand: a job
+more would cost a minute.
 """
 
 import os
@@ -59,22 +60,3 @@ def test_two_workers_train_a_student_and_one_that_is_killed_comes_back(client: G
     folder = stack.root / "jobs" / job_id
     assert SentenceTransformer(str(folder / "artifacts" / "student"), device="cpu").encode(["flu"]).shape == (1, 32)
     assert not worker_pids()
-
-
-def test_a_cancelled_job_takes_its_workers_with_it(client: GatewayClient) -> None:
-    spec = miniature(
-        name="cancelled-workers",
-        training={"workers": WORKERS, "epochs": 200},
-        teacher=TEACHER | {"train": {"max_steps": 2, "dtype": "fp32"}},
-    )
-    job_id = client.submit(spec)["id"]
-    until = time.monotonic() + 240
-    while client.job(job_id)["progress"].get("step", 0) < 3:
-        assert time.monotonic() < until, [event["message"] for event in client.events(job_id)]
-        time.sleep(0.2)
-    client.cancel(job_id)
-    assert finished(client, job_id)["status"] == "cancelled"
-    until = time.monotonic() + 30
-    while worker_pids():
-        assert time.monotonic() < until
-        time.sleep(0.2)
