@@ -1,8 +1,8 @@
-"""Students trained by workers on real Ray: two of them, one that is killed, one that may be fewer.
+"""A student trained by workers on real Ray: two of them, one of which is killed.
 
 What the workers compute is held to one process in tests/pipelines; here is that Ray Train starts them, that they start
-again, and that the job's progress, events and student are as ever. That cancelling ends workers is seen on processes (tests/pipelines/rounds) and was tried here by hand: a job
-more would cost a minute.
+again, and that the job's progress, events and student are as ever. That cancelling ends workers is seen on processes
+of this machine (tests/pipelines/rounds) and was tried here by hand: a job more would cost a minute.
 """
 
 import os
