@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WHEN_IDLE := $(if $(shell command -v chrt),chrt --idle 0,nice -n 19)
 
 .PHONY: setup demo test lint up clean
 
@@ -21,14 +20,9 @@ demo: setup
 up: setup
 	$(BIN)/dualdistill up
 
-# Beside the system tests, which wait for servers much of their time, run the others, with the time that nobody wants.
 test: setup
-	$(WHEN_IDLE) $(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope >.unit-tests.log 2>&1 & \
-	unit=$$!; \
-	$(BIN)/python -m pytest -m system; system=$$?; \
-	wait $$unit; unit=$$?; \
-	cat .unit-tests.log; rm .unit-tests.log; \
-	test $$system -eq 0 && test $$unit -eq 0
+	$(BIN)/python -m pytest -m "not system" --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest -m system
 
 lint: setup
 	$(BIN)/ruff check .
