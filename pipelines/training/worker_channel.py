@@ -25,7 +25,7 @@ _LOOK_EVERY_S = 0.1
 
 @dataclass(frozen=True)
 class Message:
-    """One line: `kind` is event, progress, metrics or failed, `data` what the receiver of such a message takes."""
+    """One line: `kind` is phase, event, progress, metrics or failed, `data` what its receiver takes."""
 
     kind: str
     data: dict[str, Any]
@@ -77,8 +77,8 @@ class WorkerSide:
         self._looked_at = 0.0
 
     def phase(self, name: str) -> None:
-        """Training has no phases of its own."""
-        raise NotImplementedError(name)
+        """A phase of the job."""
+        self._say("phase", {"name": name})
 
     def progress(self, **numbers: float | str) -> None:
         """Counters of the job."""
@@ -118,7 +118,7 @@ class WorkerSide:
         if scored and self._missing_since is not None:
             raise RankedListsError("scoring has finished, but a chunk of the round's lists is missing")
         self._missing_since = time.monotonic() if scored else None
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_LOOK_EVERY_S)  # files do not wake anybody up
 
     def _say(self, kind: str, data: Mapping[str, Any]) -> None:
         if self._speaks:

@@ -85,6 +85,8 @@ def _pass_on(message: Message, journal: Journal, sinks: tuple[MetricLogger, ...]
         journal.event(**message.data)
     elif message.kind == "progress":
         journal.progress(**message.data)
+    elif message.kind == "phase":
+        journal.phase(**message.data)
     elif message.kind == "metrics":
         for sink in sinks:
             sink.log(message.data["step"], message.data["values"])

@@ -2,7 +2,7 @@
 
 What the workers compute is held to one process in tests/pipelines; here is that Ray Train starts them, that they start
 again, and that the job's progress, events and student are as ever. That cancelling ends workers is seen on processes
-of this machine (tests/pipelines/rounds) and was tried here by hand: a job more would cost a minute.
+of this machine (tests/pipelines/rounds) and passed here, too, before it was left out: a job more costs a minute.
 """
 
 import os
@@ -45,7 +45,7 @@ def test_two_workers_train_a_student_and_one_that_is_killed_comes_back(client: G
     until = time.monotonic() + 240
     while client.job(job_id)["progress"].get("step", 0) < 6:
         assert time.monotonic() < until, [event["message"] for event in client.events(job_id)]
-        time.sleep(0.2)
+        time.sleep(0.2)  # between looks at a job of another process
     victims = worker_pids()
     assert len(victims) == 2
     os.kill(victims[1], signal.SIGKILL)

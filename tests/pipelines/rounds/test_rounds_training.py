@@ -170,7 +170,8 @@ def test_the_teacher_is_asked_about_more_queries_each_round(tiny_root: Path, tmp
     first, second = journal.named("queries.chosen")
     assert (first["chosen"], first["guided"]) == (7, 0)
     assert second["chosen"] == 7
-    asked = [json.loads((tmp_path / f"jobs/job/work/queries-{n}.json").read_text()) for n in (0, 1)]
+    work = tmp_path.joinpath("jobs", "job", "work")
+    asked = [json.loads((work / f"queries-{n}.json").read_text()) for n in (0, 1)]
     assert not set(asked[0]) & set(asked[1])
     rows = [event["round"] for event in journal.named("training.finished")]
     assert rows == [0, 1]
