@@ -55,13 +55,16 @@ def top_of_each(candidates: pa.Table, depth: int) -> pa.Table:
     return candidates.set_column(candidates.schema.get_field_index("candidates"), "candidates", column)
 
 
-def rerank_run(lists: RankedLists, job_id: str, candidates: pa.Table) -> tuple[Run, list[tuple[str, str, float]]]:
+def rerank_run(
+    lists: RankedLists, job_id: str, candidates: pa.Table, *, round_number: int = EVALUATION_ROUND
+) -> tuple[Run, list[tuple[str, str, float]]]:
     """The teacher over the first stage: its re-ranked top, then the first stage's remainder in its own order.
 
     Args:
-        lists: holds the job's evaluation round.
+        lists: holds the job's lists of the test queries.
         job_id: whose lists.
         candidates: the whole first stage, best first, of which the lists' candidates are the top.
+        round_number: where those lists are.
 
     Returns:
         The run (scores are negated ranks), and (query_id, doc_id, teacher_logit) of every re-ranked pair.
@@ -69,7 +72,7 @@ def rerank_run(lists: RankedLists, job_id: str, candidates: pa.Table) -> tuple[R
     run: Run = {}
     pairs: list[tuple[str, str, float]] = []
     first_stage = dict(zip(candidates["query_id"].to_pylist(), candidates["candidates"].to_pylist(), strict=True))
-    for chunk in lists.chunks(job_id, EVALUATION_ROUND):
+    for chunk in lists.chunks(job_id, round_number):
         for query_id, ranked in zip(chunk["query_id"].to_pylist(), chunk["candidates"].to_pylist(), strict=True):
             top = [item["doc_id"] for item in ranked]
             rest = [item["doc_id"] for item in first_stage[query_id] if item["doc_id"] not in set(top)]

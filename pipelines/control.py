@@ -17,11 +17,12 @@ from pipelines.corpus.dataset import load_dataset
 from pipelines.devices import resolve_device, use_threads
 from pipelines.evaluation.metrics import PerQuery, evaluate
 from pipelines.pretrained import quiet_loading
-from pipelines.queries import training_queries
+from pipelines.queries import num_round_queries
 from pipelines.spec import DistillationSpec, StudentSpec
 from pipelines.student.model import load_student
 from pipelines.training.label_only import train_label_only
-from pipelines.training.settings import loop_settings
+from pipelines.training.settings import loop_settings, steps_of_round
+from pipelines.whole_files import write_json
 
 __all__ = ["ControlTask", "run_control"]
 
@@ -56,8 +57,8 @@ def run_control(task: ControlTask) -> PerQuery:
     student = load_student(task.student_folder, kind, dropout=spec.training.dropout, device=resolve_device())
     if task.warm_start:
         student.backbone.load_state_dict(load_file(task.warm_start))
-    one_round = loop_settings(spec, len(training_queries(spec, dataset)))
-    settings = dataclasses.replace(one_round, total_steps=spec.rounds * one_round.total_steps)
+    steps = spec.rounds.count * steps_of_round(spec, num_round_queries(spec, dataset))
+    settings = dataclasses.replace(loop_settings(spec, 1), total_steps=steps, begins_at=0, stops_after=None)
     train_label_only(student, dataset, CandidatesFile(task.labelled_candidates), spec, settings)
     judged = dataset.judged(spec.dataset.test_split or "")
     qrels = {query_id: judged[query_id] for query_id in task.test_queries}
@@ -67,9 +68,7 @@ def run_control(task: ControlTask) -> PerQuery:
     corpus = embed_corpus(student, dataset, path=embeddings)
     embeddings.unlink()  # the map stays
     outcome = evaluate(qrels, student_run(corpus, dataset, task.test_queries))
-    scratch = task.output.with_suffix(".partial")
-    scratch.write_text(json.dumps(outcome), encoding="utf-8")
-    scratch.rename(task.output)
+    write_json(task.output, outcome)
     return outcome
 
 

@@ -20,10 +20,10 @@ from pipelines.candidates.sample import CandidateSample, sample_candidates
 from pipelines.corpus.dataset import Dataset
 from pipelines.devices import available_cpus, cpu_threads, device_name, resolve_device
 from pipelines.errors import ContractError, ModelError
+from pipelines.job_teacher import teacher_contract
 from pipelines.model_files import resolve_model, tokenizer_hash
-from pipelines.preparation import teacher_contract
 from pipelines.pretrained import load_folder_tokenizer
-from pipelines.queries import training_queries
+from pipelines.queries import num_round_queries, training_queries
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.backends.choice import load_backend
 from pipelines.teacher.calibration import Calibration, calibrate, workload
@@ -122,10 +122,15 @@ def estimate_job(
             calibration = _measure(folder, contract, spec, work, seconds=seconds)
         elif calibration.workload != work:
             raise ContractError(f"the calibration is of {calibration.workload!r}, the job's teacher is {work!r}")
-    in_a_round = sample.pairs_per_query * len(queries)
-    rounds_after = in_a_round * sample.only_dense * (spec.rounds - 1) if _mines_anew(spec) else 0.0
     reranked = len(test_queries) * min(spec.evaluation.rerank_depth, len(dataset.documents))
-    total = round(in_a_round + rounds_after + reranked)
+    if spec.rounds.mode == "adversarial":
+        # Each version of the ranker scores everything anew, the test queries before the first and after the last.
+        per_query = min(sample.pairs_per_query, spec.training.candidates_per_query)
+        total = round(per_query * num_round_queries(spec, dataset) * spec.rounds.count + 2 * reranked)
+    else:
+        in_a_round = sample.pairs_per_query * len(queries)
+        rounds_after = in_a_round * sample.only_dense * (spec.rounds.count - 1) if _mines_anew(spec) else 0.0
+        total = round(in_a_round + rounds_after + reranked)
     return Estimate(
         queries=len(queries),
         test_queries=len(test_queries),

@@ -21,32 +21,39 @@ from pipelines.comparison import bm25_run, pair_scores, rerank_run, student_run
 from pipelines.control import ControlTask, run_control
 from pipelines.corpus.dataset import Dataset, load_dataset
 from pipelines.evaluation.metrics import PerQuery, evaluate
+from pipelines.evaluation.precision import PrecisionResult
 from pipelines.evaluation.report import write_report
 from pipelines.evaluation.result import EvaluationResult, summarise
 from pipelines.job_context import JobContext
+from pipelines.job_teacher import job_teacher
 from pipelines.model_files import resolve_model
 from pipelines.preparation import (
+    DevInputs,
     HeldOut,
     hold_to_inputs,
     input_fingerprint,
-    job_dev_set,
     job_miner,
     job_student,
-    job_teacher,
     job_tokens,
     labelled_candidates,
+    require_queries_fit,
     warm_start_file,
 )
-from pipelines.publishing import precision_facts, publish_student
+from pipelines.publishing import precision_facts, publish_ranker, publish_student, write_ranker_card
 from pipelines.queries import training_queries
+from pipelines.ranked.schema import BEFORE_ROUND
 from pipelines.ranked.table import RankedLists, ranked_lists_location
-from pipelines.rounds import RoundInputs, run_rounds
+from pipelines.rounds.adversarial import RankerStart, run_adversarial_rounds
+from pipelines.rounds.distillation import run_rounds
+from pipelines.rounds.one_round import RoundInputs
 from pipelines.spec import DistillationSpec
 from pipelines.student.formats import require_formats
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.scorer import RankerScorer
 from pipelines.training.fitting import require_fitting
 from pipelines.training.metric_loggers import require_loggers
+from pipelines.whole_files import write_json
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -70,15 +77,14 @@ def run_job(context: JobContext) -> dict[str, Any]:
     require_formats(spec.export.formats)
     require_loggers(spec.training.metrics.loggers)
     journal.phase("mining")
-    dataset = load_dataset(spec.dataset, context.dataset_folder)
-    hold_to_inputs(context.work / "inputs.txt", input_fingerprint(spec, dataset, context.model_roots))
+    dataset = _dataset(context)
     student_folder = resolve_model(spec.student.model.id, spec.student.model.revision, roots=context.model_roots)
     student = job_student(context, dataset, student_folder)
     require_fitting(student, spec.training.objective)
     miner = job_miner(context, dataset)
     untrained = embed_corpus(student, dataset, path=context.work / "embeddings" / "untrained.npy")
     test = HeldOut.of(context, dataset, miner, untrained)
-    dev = job_dev_set(context, dataset, miner, untrained)
+    dev = DevInputs.of(context, dataset, miner, untrained)
     labelled = labelled_candidates(context, dataset, miner, untrained)
     control = _start_control(context, test, labelled, student_folder)
 
@@ -101,28 +107,27 @@ def run_job(context: JobContext) -> dict[str, Any]:
         dataset_fingerprint=dataset.fingerprint,
     )
     with context.host.host(teacher_folder, contract) as scorer:
-        student = run_rounds(
-            RoundInputs(
-                job_id=context.job_id,
-                spec=spec,
-                dataset=dataset,
-                tokens=tokens,
-                miner=miner,
-                scorer=scorer,
-                lists=lists,
-                work=context.work,
-                journal=journal,
-                untrained=untrained,
-                evaluation_candidates=test.to_rerank if test else None,
-                dev=dev,
-                dataset_folder=context.dataset_folder,
-                student_folder=student_folder,
-                launcher=context.launcher,
-                metrics=context.metrics,
-                sinks=context.metric_sinks,
-            ),
-            student,
+        rounds = RoundInputs(
+            job_id=context.job_id,
+            spec=spec,
+            dataset=dataset,
+            tokens=tokens,
+            miner=miner,
+            scorer=scorer,
+            lists=lists,
+            work=context.work,
+            journal=journal,
+            untrained=untrained,
+            evaluation_candidates=test.to_rerank if test else None,
+            dev=dev.measured if dev else None,
+            dev_candidates=dev.candidates if dev and spec.rounds.mode == "adversarial" else None,
+            dataset_folder=context.dataset_folder,
+            student_folder=student_folder,
+            launcher=context.launcher,
+            metrics=context.metrics,
+            sinks=context.metric_sinks,
         )
+        student, played = _run_rounds(context, rounds, student, teacher_folder, scorer)
 
     journal.phase("evaluating")
     facts = _facts(dataset, spec, contract)
@@ -130,8 +135,7 @@ def run_job(context: JobContext) -> dict[str, Any]:
     trained = _embedded(context, student, dataset) if test or "int8" in spec.export.precisions else None
     if test and trained:
         per_query["student_after"] = evaluate(test.qrels, student_run(trained, dataset, test.queries))
-        reranked, pairs = rerank_run(lists, context.job_id, test.first_stage)
-        per_query["teacher_rerank"] = evaluate(test.qrels, reranked)
+        pairs = _rerank(context, lists, test, per_query)
         if control:
             per_query["label_only"] = control.result()
         result = summarise(per_query, num_documents=len(dataset.documents))
@@ -147,29 +151,88 @@ def run_job(context: JobContext) -> dict[str, Any]:
         float32=per_query.get("student_after"),
         result=result,
     )
+    if played:
+        write_ranker_card(context, dataset, contract, result=result, rounds=played["rounds"])
     wall_time = f"{(time.monotonic() - started) / 60:.1f} minutes"
     facts |= precision_facts(precisions) | {"wall time of this attempt": wall_time}
     if test and trained and result:
-        write_report(
-            context.artifacts / "report.html",
-            job_name=spec.name,
-            result=result,
-            per_query={system: measures["nDCG@10"] for system, measures in per_query.items()},
-            learning_curve=_learning_curve(context.work / "learning_curve.jsonl"),
-            teacher_scores=np.array([logit for _, _, logit in pairs], dtype=np.float32),
-            student_scores=pair_scores(trained, dataset, [(query_id, doc_id) for query_id, doc_id, _ in pairs]),
-            facts=facts,
-        )
-        _write_json(
-            context.artifacts / "metrics.json",
-            {
-                "evaluation": result.to_dict(),
-                "per_query": per_query,
-                "precisions": [found.to_dict() for found in precisions],
-            },
-        )
+        _report(context, dataset, trained, result, per_query, pairs, precisions, facts, played)
     shutil.rmtree(context.work / "embeddings", ignore_errors=True)
-    return {"evaluation": result.to_dict() if result else None, "facts": facts}
+    return {"evaluation": result.to_dict() if result else None, "facts": facts} | played
+
+
+def _dataset(context: JobContext) -> Dataset:
+    """The job's data, which fit its teacher and are what an earlier attempt read."""
+    spec = context.spec
+    dataset = load_dataset(spec.dataset, context.dataset_folder)
+    hold_to_inputs(context.work / "inputs.txt", input_fingerprint(spec, dataset, context.model_roots))
+    require_queries_fit(context, dataset)
+    return dataset
+
+
+def _run_rounds(
+    context: JobContext, rounds: RoundInputs, student: DualEncoder, teacher_folder: Path, scorer: RankerScorer
+) -> tuple[DualEncoder, dict[str, Any]]:
+    """The student after all rounds; a ranker that learned beside it is in `artifacts/ranker` then.
+
+    Returns:
+        The student, and of adversarial rounds what each came to, as JSON (`rounds`), and the weights of each
+        ranker version (`ranker_versions`).
+    """
+    if context.spec.rounds.mode == "distillation":
+        return run_rounds(rounds, student), {}
+    start = RankerStart(teacher_folder, scorer.contract)
+    outcome = run_adversarial_rounds(rounds, student, start, scorer.publish)
+    publish_ranker(outcome.ranker, context.artifacts / "ranker")
+    figures = [*([outcome.before] if outcome.before else []), *(state.figures for state in outcome.rounds)]
+    hashes = {0: start.contract.weights_hash} | {each.weights_version: each.weights_hash for each in outcome.rounds}
+    return outcome.student, {"rounds": [each.to_dict() for each in figures], "ranker_versions": hashes}
+
+
+def _rerank(
+    context: JobContext, lists: RankedLists, test: HeldOut, per_query: dict[str, PerQuery]
+) -> list[tuple[str, str, float]]:
+    """Measure the teacher's re-ranking, of a ranker before its rounds as well; returns the teacher's scored pairs."""
+    run, pairs = rerank_run(lists, context.job_id, test.first_stage)
+    per_query["teacher_rerank"] = evaluate(test.qrels, run)
+    if context.spec.rounds.mode == "adversarial":
+        earlier, _ = rerank_run(lists, context.job_id, test.first_stage, round_number=BEFORE_ROUND)
+        per_query["ranker_before"] = evaluate(test.qrels, earlier)
+    return pairs
+
+
+def _report(
+    context: JobContext,
+    dataset: Dataset,
+    trained: EmbeddedCorpus,
+    result: EvaluationResult,
+    per_query: dict[str, PerQuery],
+    pairs: list[tuple[str, str, float]],
+    precisions: tuple[PrecisionResult, ...],
+    facts: dict[str, str],
+    played: dict[str, Any],
+) -> None:
+    """Write the report, and what it was made of as JSON."""
+    write_report(
+        context.artifacts / "report.html",
+        job_name=context.spec.name,
+        result=result,
+        per_query={system: measures["nDCG@10"] for system, measures in per_query.items()},
+        learning_curve=_learning_curve(context.work / "learning_curve.jsonl"),
+        teacher_scores=np.array([logit for _, _, logit in pairs], dtype=np.float32),
+        student_scores=pair_scores(trained, dataset, [(query_id, doc_id) for query_id, doc_id, _ in pairs]),
+        facts=facts,
+        rounds=played.get("rounds", ()),
+    )
+    write_json(
+        context.artifacts / "metrics.json",
+        {
+            "evaluation": result.to_dict(),
+            "per_query": per_query,
+            "precisions": [found.to_dict() for found in precisions],
+        }
+        | played,
+    )
 
 
 def _embedded(context: JobContext, student: DualEncoder, dataset: Dataset) -> EmbeddedCorpus:
@@ -209,6 +272,7 @@ def _facts(dataset: Dataset, spec: DistillationSpec, contract: ScoreContract) ->
         "training queries": f"{labelled} labelled, {len(queries) - labelled} unlabelled",
         "teacher": f"{contract.model_id}, {contract.backend} {contract.dtype}, {contract.max_length} tokens",
         "score contract": contract.fingerprint,
+        **({"ranker": f"learned in {spec.rounds.count} rounds; version 0 has that contract"} if contract.owner else {}),
         "objective": " + ".join(f"{term.weight:g} {term.name}" for term in spec.training.objective),
         "seed": str(spec.seed),
         "torch threads per process": str(torch.get_num_threads()),
@@ -222,9 +286,3 @@ def _learning_curve(path: Path) -> list[dict[str, Any]]:
         point = json.loads(line)
         points[point["round"], point["step"]] = point
     return [points[key] for key in sorted(points)]
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    scratch = path.with_suffix(".partial")
-    scratch.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    scratch.rename(path)

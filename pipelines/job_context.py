@@ -15,7 +15,7 @@ from pipelines.evaluation.metrics import PerQuery
 from pipelines.journal import Journal
 from pipelines.spec import DistillationSpec
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.scorer import PairScorer
+from pipelines.teacher.scorer import RankerScorer
 from pipelines.training.local_workers import LocalWorkers
 from pipelines.training.metric_loggers import MetricLogger
 from pipelines.training.worker_group import WorkerLauncher
@@ -31,8 +31,8 @@ class TeacherHost(Protocol):
         """`cuda` or `cpu`: what the teacher will compute on; decides what dtype `auto` means."""
         ...
 
-    def host(self, folder: Path, contract: ScoreContract) -> AbstractContextManager[PairScorer]:
-        """Serve the teacher in `folder` while the context is open."""
+    def host(self, folder: Path, contract: ScoreContract) -> AbstractContextManager[RankerScorer]:
+        """Serve the teacher in `folder` while the context is open; its weights may be replaced meanwhile."""
         ...
 
 

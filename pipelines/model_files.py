@@ -8,13 +8,14 @@ model: transformers would silently build a 5-token tokenizer for the last, and s
 import hashlib
 import importlib.util
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ModelError
 
-__all__ = ["check_positions", "model_config", "resolve_model", "tokenizer_hash", "weights_hash"]
+__all__ = ["check_positions", "copy_tokenizer", "model_config", "resolve_model", "tokenizer_hash", "weights_hash"]
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -121,6 +122,14 @@ def weights_hash(folder: Path) -> str:
 def tokenizer_hash(folder: Path) -> str:
     """SHA-256 (hex) over the tokenizer's files: what decides token ids, whatever the weights are."""
     return _hash_of(folder, _tokenizer_names(folder))
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Give `target` the tokenizer files of `source`, byte for byte: whoever wrote them anew would change their hash."""
+    for name in _tokenizer_names(target):
+        (target / name).unlink()
+    for name in _tokenizer_names(source):
+        shutil.copyfile(source / name, target / name)
 
 
 def _tokenizer_names(folder: Path) -> set[str]:

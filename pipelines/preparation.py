@@ -1,4 +1,4 @@
-"""What a job has ready before its first round: test set, candidate sources, labelled candidates, the teacher.
+"""What a job has ready before its first round: test set, candidate sources, labelled candidates, tokens.
 
 Enters: a `JobContext`, its data set, the untrained student's view of the corpus. Leaves: each of those, taken from the
 job's work folder when an earlier attempt left it there.
@@ -21,27 +21,27 @@ from pipelines.devices import resolve_device, seed_everything
 from pipelines.errors import CheckpointError
 from pipelines.job_context import JobContext
 from pipelines.model_files import resolve_model, weights_hash
-from pipelines.spec import DistillationSpec, TeacherSpec
+from pipelines.queries import training_queries
+from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder, load_student
-from pipelines.teacher.backends.choice import resolve_backend
-from pipelines.teacher.contract import ONE_LABEL, ScoreContract, answers_head, contract_of
+from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.corpus_tokens import CorpusTokens, corpus_tokens
+from pipelines.teacher.query_room import require_room
 from pipelines.training.dev_set import DevSet
 from pipelines.training.settings import encoding_settings
-from pipelines.training.teacher import learn_teacher, teacher_key
 from pipelines.training.warm_start import warm_start
+from pipelines.whole_files import whole_file
 
 __all__ = [
+    "DevInputs",
     "HeldOut",
     "hold_to_inputs",
     "input_fingerprint",
-    "job_dev_set",
     "job_miner",
     "job_student",
-    "job_teacher",
     "job_tokens",
     "labelled_candidates",
-    "teacher_contract",
+    "require_queries_fit",
     "warm_start_file",
 ]
 
@@ -68,6 +68,24 @@ def hold_to_inputs(path: Path, fingerprint: str) -> None:
             f"the data set or a model changed since this job began ({found[:12]}, now {fingerprint[:12]}); "
             "submit it as a new job"
         )
+
+
+def require_queries_fit(context: JobContext, dataset: Dataset) -> None:
+    """Hold every query that the teacher will meet to the length of its pairs, before anything is trained.
+
+    Raises:
+        DataError: one leaves no room for a passage.
+    """
+    spec, teacher = context.spec, context.spec.teacher
+    splits = [split for split in (spec.dataset.dev_split, spec.dataset.test_split) if split]
+    held_out = [query for split in splits for query in dataset.labelled_queries(split)]
+    require_room(
+        resolve_model(teacher.model.id, teacher.model.revision, roots=context.model_roots),
+        {query: dataset.query_text(query) for query in [*training_queries(spec, dataset), *held_out]},
+        template=teacher.prompt,
+        max_length=teacher.max_length,
+        truncation=teacher.truncation,
+    )
 
 
 @dataclass(frozen=True)
@@ -131,9 +149,10 @@ def job_student(context: JobContext, dataset: Dataset, folder: Path) -> DualEnco
             tokens_per_batch=encoding.tokens_per_micro_batch,
             on_step=on_step,
         )
-        scratch = kept.with_suffix(".partial")
-        save_file({name: value.contiguous().clone() for name, value in student.backbone.state_dict().items()}, scratch)
-        scratch.rename(kept)
+        with whole_file(kept) as scratch:
+            save_file(
+                {name: value.contiguous().clone() for name, value in student.backbone.state_dict().items()}, scratch
+            )
     student.backbone.load_state_dict(load_file(kept))
     return student
 
@@ -148,18 +167,31 @@ def job_miner(context: JobContext, dataset: Dataset) -> Miner:
     return Miner(dataset, context.spec.candidates, encoder=encoder, path=context.work / "embeddings" / "fixed.npy")
 
 
-def job_dev_set(context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus) -> DevSet | None:
-    """The dev queries and the pool they are searched in; None where the spec asks for no dev measure."""
-    settings, split = context.spec.evaluation.dev, context.spec.dataset.dev_split
-    if settings is None or split is None:
-        return None
-    path = context.work / "dev.json"
-    if not path.is_file():
+@dataclass(frozen=True)
+class DevInputs:
+    """The dev queries of a job."""
+
+    measured: DevSet
+    """Queries and the pool in which a student is measured on them."""
+    candidates: pa.Table
+    """Candidates table, best first: a ranker is measured by how it re-ranks the top of it."""
+
+    @classmethod
+    def of(cls, context: JobContext, dataset: Dataset, miner: Miner, corpus: EmbeddedCorpus) -> "DevInputs | None":
+        """None where the spec asks for no dev measure."""
+        settings, split = context.spec.evaluation.dev, context.spec.dataset.dev_split
+        if settings is None or split is None:
+            return None
         queries = dataset.labelled_queries(split)[: settings.max_queries]
-        judged = dataset.judged(split)
-        candidates = miner.mine(queries, corpus=corpus, judged={}, depth=settings.pool_depth)
-        DevSet.of({query_id: judged[query_id] for query_id in queries}, candidates).save(path)
-    return DevSet.load(path)
+        candidates = mine_once(
+            context.work / "candidates-dev.parquet",
+            lambda: miner.mine_blocks(queries, corpus=corpus, judged={}, depth=settings.pool_depth),
+        ).read()
+        path = context.work / "dev.json"  # training workers read it
+        if not path.is_file():
+            judged = dataset.judged(split)
+            DevSet.of({query_id: judged[query_id] for query_id in queries}, candidates).save(path)
+        return cls(DevSet.load(path), candidates)
 
 
 def labelled_candidates(
@@ -177,52 +209,6 @@ def labelled_candidates(
             judged=dataset.judged_rows(split),
             scratch=context.work / "embeddings" / "queries.npy",
         ),
-    )
-
-
-def job_teacher(context: JobContext, dataset: Dataset, labelled: CandidatesFile | None) -> tuple[Path, ScoreContract]:
-    """The folder of the job's teacher, fine-tuned first if the spec asks for it, and the contract of its scores."""
-    teacher = context.spec.teacher
-    folder = resolve_model(teacher.model.id, teacher.model.revision, roots=context.model_roots)
-    model_id, revision = teacher.model.id, teacher.model.revision
-    if teacher.train and labelled is not None:
-        key = teacher_key(folder, dataset, labelled, teacher, seed=context.spec.seed)
-        folder = learn_teacher(
-            folder,
-            dataset,
-            labelled,
-            teacher,
-            seed=context.spec.seed,
-            folder=context.root / "teachers",
-            journal=context.journal,
-        )
-        # For people, who meet it in the pool's name: what it was, then which training.
-        model_id, revision = f"trained/{model_id.rstrip('/').rsplit('/', 1)[-1]}-{key[:8]}", None
-    contract = teacher_contract(
-        teacher, folder, model_id=model_id, revision=revision, device_type=context.host.device_type
-    )
-    return folder, contract
-
-
-def teacher_contract(
-    teacher: TeacherSpec, folder: Path, *, model_id: str, revision: str | None, device_type: str
-) -> ScoreContract:
-    """The contract of the scores that the teacher in `folder` gives, as the spec asks for them.
-
-    Raises:
-        ModelError: backend, dtype and `device_type` (`cuda` or `cpu`) exclude each other.
-    """
-    backend, dtype = resolve_backend(teacher.backend, teacher.dtype, device_type=device_type, folder=folder)
-    return contract_of(
-        folder,
-        model_id=model_id,
-        revision=revision,
-        max_length=teacher.max_length,
-        dtype=dtype,
-        template=teacher.prompt,
-        truncation=teacher.truncation,
-        head=answers_head(teacher.answers.positive, teacher.answers.negative) if teacher.answers else ONE_LABEL,
-        backend=backend,
     )
 
 

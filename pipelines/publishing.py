@@ -4,8 +4,11 @@ Enters: a trained student and what the job knows of its data, its teacher and it
 with everything that the spec's `export` asks for. Nothing is uploaded.
 """
 
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from pipelines.candidates.dense import top_k_inner_product
 from pipelines.candidates.miner import EmbeddedCorpus
@@ -14,6 +17,7 @@ from pipelines.corpus.dataset import Dataset
 from pipelines.evaluation.metrics import PerQuery
 from pipelines.evaluation.precision import RESCORE_MULTIPLIER, PrecisionResult, int8_ranges, measure_precisions
 from pipelines.evaluation.result import MAIN_MEASURE, EvaluationResult
+from pipelines.evaluation.round_table import ROUND_COLUMNS, round_cells
 from pipelines.evaluation.wording import LABELS, signed, summary_sentences
 from pipelines.job_context import JobContext
 from pipelines.preparation import HeldOut
@@ -21,8 +25,10 @@ from pipelines.student.export import export_student
 from pipelines.student.model import DualEncoder
 from pipelines.student.model_card import CardFacts, Table, model_card
 from pipelines.teacher.contract import ScoreContract
+from pipelines.teacher.ranker_card import RankerCard, ranker_card
+from pipelines.whole_files import whole_folder
 
-__all__ = ["precision_facts", "publish_student"]
+__all__ = ["precision_facts", "publish_ranker", "publish_student", "write_ranker_card"]
 
 _SEARCHES = {"int8": "int8", "binary": "binary", "binary_rescored": "binary, rescored"}
 
@@ -78,6 +84,44 @@ def publish_student(
     return precisions
 
 
+def publish_ranker(folder: Path, path: Path) -> None:
+    """Put a copy of the ranker's last version at `path`, whole: `CrossEncoder(path)` loads it."""
+    with whole_folder(path) as scratch:
+        shutil.copytree(folder, scratch, dirs_exist_ok=True)
+
+
+def write_ranker_card(
+    context: JobContext,
+    dataset: Dataset,
+    contract: ScoreContract,
+    *,
+    result: EvaluationResult | None,
+    rounds: Sequence[Mapping[str, Any]],
+) -> None:
+    """Write the card of the ranker in `artifacts/ranker`; `rounds` are the figures of each, as JSON."""
+    spec = context.spec
+    systems = result.systems if result else {}
+    adversarial = spec.rounds.adversarial
+    steps = adversarial.ranker.steps_per_round if adversarial else 0
+    card = RankerCard(
+        name=spec.name,
+        license=spec.export.license,
+        base=_shown(contract.model_id),
+        facts={
+            "data": f"{dataset.name}, {len(dataset.documents)} documents",
+            "rounds": f"{sum(figures['round'] >= 0 for figures in rounds)} of {steps} steps each, "
+            f"{spec.training.candidates_per_query - 1} negatives a query",
+            "longest pair": f"{contract.max_length} tokens",
+            "score contract before the rounds": contract.fingerprint,
+        },
+        before=systems.get("ranker_before", {}),
+        after=systems.get("teacher_rerank", {}),
+        round_titles=ROUND_COLUMNS,
+        rounds=[round_cells(figures) for figures in rounds],
+    )
+    (context.artifacts / "ranker" / "README.md").write_text(ranker_card(card), encoding="utf-8")
+
+
 def _measured(
     context: JobContext, dataset: Dataset, test: HeldOut, trained: EmbeddedCorpus, float32: PerQuery
 ) -> tuple[PrecisionResult, ...]:
@@ -122,13 +166,14 @@ def _card_facts(
             "model": _shown(contract.model_id),
             "computed": f"{contract.backend} {contract.dtype}, {contract.max_length} tokens",
             "fine-tuned first": "on the labelled queries" if spec.teacher.train else "no",
-            "score contract": contract.fingerprint,
+            **({"learned beside the student": f"in {spec.rounds.count} rounds"} if contract.owner else {}),
+            "score contract": f"{contract.fingerprint}{', before the rounds' if contract.owner else ''}",
         },
         objective={
             term.name: term.model_dump(mode="json", exclude={"name"}, exclude_none=True)
             for term in spec.training.objective
         },
-        training={"seed": spec.seed, "rounds": spec.rounds, **training},
+        training={"seed": spec.seed, "rounds": spec.rounds.model_dump(mode="json", exclude_none=True), **training},
         summary=summary_sentences(result) if result else [],
         results=_results(result) if result else None,
         precisions=_precisions(result, precisions, student.dimension) if result and precisions else None,

@@ -15,13 +15,35 @@ from pipelines.journal import Journal
 from pipelines.spec import DistillationSpec
 from pipelines.training.loss_predictor import next_queries
 from pipelines.training.student_step import StudentStep
+from pipelines.whole_files import write_json
 
-__all__ = ["queries_of_round", "training_queries"]
+__all__ = ["adversarial_queries", "num_round_queries", "queries_of_round", "training_queries"]
 
 
 def training_queries(spec: DistillationSpec, dataset: Dataset) -> list[str]:
     """Labelled and unlabelled training queries in the seeded order that defines chunks and the first epoch."""
     return _shuffled(_labelled(spec, dataset) + _pool(spec, dataset), spec)
+
+
+def num_round_queries(spec: DistillationSpec, dataset: Dataset) -> int:
+    """How many queries one round of the job trains on, where that is the same for all."""
+    return len(adversarial_queries(spec, dataset, 0))
+
+
+def adversarial_queries(spec: DistillationSpec, dataset: Dataset, number: int) -> list[str]:
+    """The queries of an adversarial round: all training queries, or the next lot of them, round and round.
+
+    Labelled and unlabelled ones take turns apart, so that every lot has both in the same proportion.
+    """
+    lot = spec.rounds.adversarial.queries_per_round if spec.rounds.adversarial else None
+    labelled, pool = _shuffled(_labelled(spec, dataset), spec), _pool(spec, dataset)
+    if lot is None or lot >= len(labelled) + len(pool):
+        return training_queries(spec, dataset)
+    of_labelled = max(1, lot - len(pool), min(len(labelled), round(lot * len(labelled) / (len(labelled) + len(pool)))))
+    parts = [(labelled, of_labelled), (pool, lot - of_labelled)]
+    return _shuffled(
+        [queries[(number * count + place) % len(queries)] for queries, count in parts for place in range(count)], spec
+    )
 
 
 def queries_of_round(
@@ -45,9 +67,7 @@ def queries_of_round(
         path = work / f"queries-{earlier}.json"
         if not path.is_file():
             new = _choose(spec, dataset, step, earlier, asked=set(chosen), count=count, journal=journal)
-            scratch = path.with_suffix(".partial")
-            scratch.write_text(json.dumps(new), encoding="utf-8")
-            scratch.rename(path)
+            write_json(path, new)
         chosen += json.loads(path.read_text(encoding="utf-8"))
     return _shuffled(_labelled(spec, dataset) + chosen, spec)
 
@@ -80,7 +100,7 @@ def _choose(
         embedded(pool),
         count=count,
         round_number=number,
-        rounds=spec.rounds,
+        rounds=spec.rounds.count,
         seed=spec.seed,
     )
     journal.event(

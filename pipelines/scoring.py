@@ -13,7 +13,7 @@ from pipelines.errors import Cancelled
 from pipelines.journal import Journal
 from pipelines.ranked.filling import PairSource, fill_round
 from pipelines.ranked.lookup import CandidateRows
-from pipelines.ranked.schema import EVALUATION_ROUND
+from pipelines.ranked.schema import round_name
 from pipelines.ranked.table import RankedLists
 from pipelines.teacher.scorer import PairScorer
 
@@ -65,7 +65,7 @@ def score_rounds(inputs: ScoringInputs, rounds: Sequence[ToScore], stop: threadi
     new = reused = committed = 0
     total = sum(each.num_pairs for each in rounds)
     number = rounds[0].round_number
-    inputs.journal.event("scoring.started", f"round {number}: scoring {total} pairs", round=number, pairs=total)
+    inputs.journal.event("scoring.started", f"{round_name(number)}: scoring {total} pairs", round=number, pairs=total)
     for each in rounds:
         new_before, reused_before = new, reused
         for done in fill_round(
@@ -92,10 +92,9 @@ def score_rounds(inputs: ScoringInputs, rounds: Sequence[ToScore], stop: threadi
                 lists_committed=committed,
                 lists_total=sum(len(table.candidates) for table in rounds),
             )
-        name = "test lists" if each.round_number == EVALUATION_ROUND else f"round {each.round_number}"
         inputs.journal.event(
             "scoring.finished",
-            f"{name}: every list is committed",
+            f"{round_name(each.round_number)}: every list is committed",
             round=each.round_number,
             pairs_scored=new - new_before,
             pairs_reused=reused - reused_before,

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipelines.errors import PipelineError
 from pipelines.objective_terms import AMCL, NSPT, MarginMSE
 from pipelines.spec_sections import (
+    AdversarialSpec,
     AutoscaleSpec,
     BM25Spec,
     CandidatesSpec,
@@ -34,8 +35,10 @@ from pipelines.spec_sections import (
     Name,
     NegativeSampling,
     PacingSpec,
+    RankerStepsSpec,
     RankerTrainingSpec,
     RankWindow,
+    RoundsSpec,
     Section,
     StudentSpec,
     TeacherSpec,
@@ -47,6 +50,7 @@ from pipelines.spec_sections import (
 from pipelines.spec_sections.wording import problems_of, short
 
 __all__ = [
+    "AdversarialSpec",
     "AutoscaleSpec",
     "BM25Spec",
     "CandidatesSpec",
@@ -67,7 +71,9 @@ __all__ = [
     "NegativeSampling",
     "PacingSpec",
     "RankWindow",
+    "RankerStepsSpec",
     "RankerTrainingSpec",
+    "RoundsSpec",
     "SpecError",
     "StudentSpec",
     "TeacherSpec",
@@ -96,7 +102,7 @@ class DistillationSpec(Section):
 
     name: Name
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 17
-    rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    rounds: RoundsSpec = RoundsSpec()
     dataset: DatasetSpec
     teacher: TeacherSpec
     student: StudentSpec
@@ -115,6 +121,8 @@ class DistillationSpec(Section):
                 f"({self.candidates.max_candidates})"
             )
         problems += _student_and_objective(self.student, self.training)
+        if self.rounds.mode == "adversarial":
+            problems += _adversarial(self)
         from_lists = any(term.LEARNS_FROM == "lists" and term.weight > 0 for term in self.training.objective)
         some_unlabelled = self.dataset.unlabelled.use or not self.training.use_labels
         if some_unlabelled and self.dataset.unlabelled.positive == "none" and not from_lists:
@@ -129,7 +137,7 @@ class DistillationSpec(Section):
                 problems.append("dataset.train_split: null, and dataset.unlabelled.use is false: no queries at all")
         if self.evaluation.dev and self.dataset.dev_split is None:
             problems.append("evaluation.dev: is measured on dataset.dev_split, which is null")
-        if self.dataset.unlabelled.queries_per_round and self.rounds == 1:
+        if self.dataset.unlabelled.queries_per_round and self.rounds.count == 1:
             problems.append(
                 f"dataset.unlabelled.queries_per_round: {self.dataset.unlabelled.queries_per_round}, but there is one "
                 "round; use max_queries, or more rounds"
@@ -178,6 +186,46 @@ def _student_and_objective(student: StudentSpec, training: TrainingSpec) -> list
                 f"term with a weight trains it; add {what}"
             )
     return problems
+
+
+def _adversarial(spec: DistillationSpec) -> list[str]:
+    """What cannot be had in adversarial rounds."""
+    dense, training = spec.candidates.dense, spec.training
+    teacher = spec.teacher
+    found = [
+        ("dataset.train_split", spec.dataset.train_split is None, "is null, and a ranker learns from labels"),
+        (
+            "candidates.dense",
+            dense is None or dense.encoder is not None,
+            "must be the student itself: in adversarial rounds the ranker learns from what the student finds",
+        ),
+        ("teacher.answers", teacher.answers is not None, "a ranker that learns is a sequence classifier"),
+        ("teacher.template", teacher.template != "pair", f"{teacher.template[:40]!r}: a ranker learns on plain pairs"),
+        ("training.use_labels", not training.use_labels, "is false, and adversarial rounds need each query's positive"),
+        (
+            "training.objective",
+            not {"ar2", "ar2_code_compat"} & {term.name for term in training.objective},
+            "names neither ar2 nor ar2_code_compat; give one, with weight 0 for refreshed negatives alone",
+        ),
+        (
+            "training.negatives",
+            training.negatives != NegativeSampling(),
+            "has no choice: a list holds the negatives that rounds.adversarial.sampling drew",
+        ),
+        ("training.pacing", training.pacing is not None, "has no meaning where every round has new negatives"),
+        ("training.find_learning_rate", training.find_learning_rate, "one schedule spans all adversarial rounds"),
+        (
+            "evaluation.dev.every_steps",
+            spec.evaluation.dev is not None and spec.evaluation.dev.every_steps is not None,
+            "adversarial rounds are measured at their ends; leave it out, and patience counts rounds",
+        ),
+        (
+            "dataset.unlabelled.queries_per_round",
+            spec.dataset.unlabelled.queries_per_round is not None,
+            "use rounds.adversarial.queries_per_round",
+        ),
+    ]
+    return [f"{path}: {why} (rounds.mode is 'adversarial')" for path, refused, why in found if refused]
 
 
 def parse_spec(data: Any) -> DistillationSpec:

@@ -33,10 +33,12 @@ def candidates_of(lists: dict[str, list[str]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=CANDIDATES_SCHEMA)
 
 
-def ranked_chunk(chunk_id: int, queries: list[str], *, job_id: str = "job", round_number: int = 0) -> pa.Table:
+def ranked_chunk(
+    chunk_id: int, queries: list[str], *, job_id: str = "job", round_number: int = 0, miner: str | None = None
+) -> pa.Table:
     """A chunk of two-document lists whose logits name query and document."""
     table = candidates_of({query_id: ["d1", "d2"] for query_id in queries})
     logits = np.array([chunk_id + position / 100 for position in range(2 * len(queries))], dtype=np.float32)
     return rank_candidates(
-        table, logits, job_id=job_id, round_number=round_number, chunk_id=chunk_id, weights_version=0
+        table, logits, job_id=job_id, round_number=round_number, chunk_id=chunk_id, weights_version=0, miner=miner
     )

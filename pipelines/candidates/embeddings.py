@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.ranked.storage import durable
+from pipelines.whole_files import whole_file
 
 __all__ = ["let_go", "write_embeddings"]
 
@@ -36,10 +36,8 @@ def write_embeddings(
         A read-only memory map, float32 `shape`. It stays usable when the file is removed.
     """
     if not path.is_file() or np.load(path, mmap_mode="r").shape != shape:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".partial")
         # Written, not mapped: pages of a map count as this process's memory until the system takes them away.
-        with scratch.open("wb", buffering=0) as file:
+        with whole_file(path) as scratch, scratch.open("wb", buffering=0) as file:
             header = {"descr": _FORMAT.str, "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             first, stride = file.tell(), shape[1] * _FORMAT.itemsize
@@ -47,8 +45,6 @@ def write_embeddings(
             for rows, embeddings in batches:
                 for row, embedding in zip(rows.tolist(), embeddings.astype(_FORMAT, copy=False), strict=True):
                     os.pwrite(file.fileno(), embedding.tobytes(), first + row * stride)
-        durable(scratch)  # or a power cut could leave zeros under the name of what was embedded
-        scratch.rename(path)
     found: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
     return found
 

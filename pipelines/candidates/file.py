@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.candidates.schema import CANDIDATES_SCHEMA
-from pipelines.ranked.storage import durable
+from pipelines.whole_files import whole_file
 
 __all__ = ["CandidatesFile", "num_pairs", "write_candidates"]
 
@@ -87,13 +87,9 @@ def write_candidates(path: Path, blocks: Iterable[pa.Table]) -> CandidatesFile:
 
     What an earlier attempt left behind is overwritten. If `blocks` raises, there is no file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".partial")
-    with pq.ParquetWriter(scratch, CANDIDATES_SCHEMA) as writer:
+    with whole_file(path) as scratch, pq.ParquetWriter(scratch, CANDIDATES_SCHEMA) as writer:
         for block in blocks:
             writer.write_table(block)
-    durable(scratch)
-    scratch.rename(path)
     return CandidatesFile(path)
 
 

@@ -51,7 +51,13 @@ class EmbeddedCorpus:
         return found
 
 
-def embed_corpus(encoder: DualEncoder, dataset: Dataset, *, path: Path | None = None) -> EmbeddedCorpus:
+def embed_corpus(
+    encoder: DualEncoder,
+    dataset: Dataset,
+    *,
+    path: Path | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> EmbeddedCorpus:
     """Embed every document with the encoder as it is now.
 
     Args:
@@ -59,8 +65,9 @@ def embed_corpus(encoder: DualEncoder, dataset: Dataset, *, path: Path | None = 
         dataset: whose documents.
         path: where the embeddings are kept, instead of in memory; a `.npy` file that names this state of the encoder:
             what an earlier attempt of the same job put there is taken.
+        check: called before each batch that is kept on disk; what it raises ends the embedding.
     """
-    return EmbeddedCorpus(encoder, _embedded(encoder, dataset.passages(), "document", path))
+    return EmbeddedCorpus(encoder, _embedded(encoder, dataset.passages(), "document", path, check))
 
 
 class Miner:
@@ -146,10 +153,22 @@ def mine_once(path: Path, mine: Callable[[], Iterable[pa.Table]]) -> CandidatesF
     return CandidatesFile(path) if path.is_file() else write_candidates(path, mine())
 
 
-def _embedded(encoder: DualEncoder, texts: Sequence[str], kind: TextKind, path: Path | None) -> npt.NDArray[np.float32]:
+def _embedded(
+    encoder: DualEncoder,
+    texts: Sequence[str],
+    kind: TextKind,
+    path: Path | None,
+    check: Callable[[], None] = lambda: None,
+) -> npt.NDArray[np.float32]:
     if path is None:
         return encoder.encode(texts, kind)
-    return write_embeddings(path, (len(texts), encoder.dimension), encoder.encode_batches(texts, kind))
+
+    def batches() -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        for batch in encoder.encode_batches(texts, kind):
+            check()
+            yield batch
+
+    return write_embeddings(path, (len(texts), encoder.dimension), batches())
 
 
 def _embedded_anew(encoder: DualEncoder, texts: Sequence[str], scratch: Path | None) -> npt.NDArray[np.float32]:

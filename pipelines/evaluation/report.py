@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.evaluation.plots import gain_plot, learning_curve_plot, score_plot
 from pipelines.evaluation.result import MAIN_MEASURE, SYSTEMS, EvaluationResult, comparison
+from pipelines.evaluation.round_table import ROUND_COLUMNS, round_cells
 from pipelines.evaluation.wording import LABELS, SIGNIFICANT_BELOW, p_text, signed, summary_sentences
 
 __all__ = ["write_report"]
@@ -47,6 +49,7 @@ def write_report(
     teacher_scores: NDArray[np.floating],
     student_scores: NDArray[np.floating],
     facts: Mapping[str, str],
+    rounds: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report of one job.
 
@@ -59,6 +62,7 @@ def write_report(
         teacher_scores: teacher logits, any shape, may be empty.
         student_scores: scores of the trained student, any shape, may be empty.
         facts: name -> value, shown as they are (models, versions, counts, times).
+        rounds: of adversarial rounds, one row of figures each (`rounds.figures.RoundFigures` as JSON).
 
     Raises:
         PipelineError: the result lacks the distilled student, the systems were measured on different queries,
@@ -89,6 +93,8 @@ def write_report(
         gains=_inline(gain_plot({f"distilled − {_SHORT[name]}": values for name, values in gains.items()})),
         tallies=[_tally(name, values) for name, values in gains.items()],
         facts=dict(facts),
+        round_columns=list(ROUND_COLUMNS),
+        rounds=[round_cells(figures) for figures in rounds],
     )
     path.write_text(page, encoding="utf-8")
 

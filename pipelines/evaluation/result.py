@@ -16,9 +16,9 @@ from pipelines.evaluation.significance import PairedTest, paired_test
 __all__ = ["MAIN_MEASURE", "SYSTEMS", "EvaluationResult", "comparison", "gap_closed", "summarise"]
 
 MAIN_MEASURE = "nDCG@10"
-SYSTEMS = ("bm25", "student_before", "label_only", "student_after", "teacher_rerank")
+SYSTEMS = ("bm25", "student_before", "label_only", "student_after", "ranker_before", "teacher_rerank")
 """Names that a result may hold, in the order they are shown. `label_only` is the control: the same student,
-the same steps, trained on the labelled queries alone."""
+the same steps, trained on the labelled queries alone. `ranker_before`: the teacher before adversarial rounds."""
 
 
 def comparison(a: str, b: str) -> str:

@@ -16,6 +16,7 @@ LABELS = {
     "student_before": "Student, before",
     "label_only": "Student, labels only (control)",
     "student_after": "Student, distilled",
+    "ranker_before": "Ranker before the rounds, re-ranking",
     "teacher_rerank": "Teacher, re-ranking",
 }
 """How each system of a result is called, in the report and in the terminal."""

@@ -2,7 +2,7 @@
 
 Enters: chunks. Leaves: a file beside the table's log, which nobody sees until the log names it; and the rows of any
 range of chunks, read from the row groups that hold them. A file says by itself how its scores were made: the contract,
-the data set, the miner and the version of this code stand in its footer.
+the data set and the version of this code stand in its footer.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from pyarrow import fs
 
 from pipelines.errors import RankedListsError
 from pipelines.ranked.schema import PARTITION_COLUMNS, RANKED_SCHEMA
-from pipelines.ranked.storage import Location, durable, without_file
+from pipelines.ranked.storage import Location, without_file
+from pipelines.whole_files import durable
 
 __all__ = ["DataFile", "DataFileReader", "merge_row_groups", "write_data_file"]
 
@@ -35,7 +36,7 @@ _WRITER = {
     "compression": "zstd",
     "compression_level": 1,
     "write_page_checksum": True,
-    "use_dictionary": ["query_id", "candidates.list.element.doc_id"],
+    "use_dictionary": ["query_id", "miner", "candidates.list.element.doc_id"],
     "store_schema": True,
 }
 
@@ -96,7 +97,7 @@ def write_data_file(
         filesystem.create_dir(folder, recursive=True)
         with filesystem.open_output_stream(path) as sink, pq.ParquetWriter(sink, schema, **_WRITER) as writer:
             for rows in row_groups:
-                writer.write_table(rows.select(_STORED).cast(schema), row_group_size=max(1, len(rows)))
+                writer.write_table(_complete(rows).select(_STORED).cast(schema), row_group_size=max(1, len(rows)))
                 bounds = pc.min_max(rows["chunk_id"]).as_py()
                 first = bounds["min"] if first is None else first
                 lists, last = lists + len(rows), bounds["max"]
@@ -148,7 +149,9 @@ class DataFileReader:
     @property
     def only_known_columns(self) -> bool:
         """Whether rewriting the file with the code at hand would keep all that is in it."""
-        return bool(self._file.schema_arrow.equals(_SCHEMA))
+        found = self._file.schema_arrow
+        known = set(found.names) <= set(_STORED)
+        return known and bool(found.equals(pa.schema([_SCHEMA.field(name) for name in found.names])))
 
     def read(self, first_chunk: int, last_chunk: int, fields: Sequence[str] | None = None) -> pa.Table:
         """Rows of chunks `first_chunk` to `last_chunk` (inclusive) that are in this file, in order.
@@ -169,14 +172,15 @@ class DataFileReader:
             rows = self._file.read_row_groups(groups.tolist(), columns=columns)
         chunk_ids = rows["chunk_id"].to_numpy()
         begin, end = np.searchsorted(chunk_ids, first_chunk), np.searchsorted(chunk_ids, last_chunk, side="right")
-        return rows.slice(begin, end - begin)
+        rows = rows.slice(begin, end - begin)
+        return rows if columns else _complete(rows)
 
     def row_groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The file's row groups one after the other, all columns of them or some."""
         for number in range(self._file.num_row_groups):
             with self._named():
                 rows = self._file.read_row_group(number, columns=columns)
-            yield rows
+            yield rows if columns else _complete(rows)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -188,6 +192,14 @@ class DataFileReader:
             yield
         except (OSError, pa.ArrowException) as error:
             raise RankedListsError(f"ranked lists: data file {self._path!r} cannot be read: {error}") from error
+
+
+def _complete(rows: pa.Table) -> pa.Table:
+    """The rows with every column of the schema: a file may be older than one of them."""
+    for name in _STORED:
+        if name not in rows.column_names:
+            rows = rows.append_column(_SCHEMA.field(name), pa.nulls(len(rows), _SCHEMA.field(name).type))
+    return rows
 
 
 def _chunk_bounds(metadata: pq.FileMetaData) -> npt.NDArray[np.int64]:

@@ -68,7 +68,7 @@ def fill_round(
     round_number: int,
     rows_per_chunk: int,
     scratch: Path,
-    miner: str = "",
+    miner: str | None = None,
     before_request: Callable[[], None] = lambda: None,
 ) -> Iterator[ChunkDone]:
     """Score and commit the round's missing chunks; yields one `ChunkDone` per chunk, committed ones first.
@@ -82,7 +82,7 @@ def fill_round(
         round_number: filed under.
         rows_per_chunk: queries in a chunk.
         scratch: a folder for what is known about the round's pairs; gone at the end.
-        miner: which state of the student mined the candidates; kept with the lists.
+        miner: which state of the student mined the candidates; kept with every list.
         before_request: called before each request is sent; may raise to stop (cancellation).
 
     Raises:
@@ -115,8 +115,8 @@ def fill_round(
                 asked = asked.without_known(answer.weights_version)
                 request = ScoreRequest(answer.key, tokens.pairs(asked.new_pairs()))
                 (answer,) = scorer.score_all([request], expected_pairs=len(request.pairs))
-            done, ranked = _ranked(asked, answer, job_id=job_id, round_number=round_number)
-            lists.commit_chunk(ranked, job_id=job_id, round_number=round_number, chunk_id=answer.key, miner=miner)
+            done, ranked = _ranked(asked, answer, job_id=job_id, round_number=round_number, miner=miner)
+            lists.commit_chunk(ranked, job_id=job_id, round_number=round_number, chunk_id=answer.key)
             if number % _COMPACT_EVERY == 0:
                 _tidy(lists, job_id, round_number, at_least=_COMPACT_EVERY // 4)
             committed.add(answer.key)
@@ -138,7 +138,9 @@ def _tidy(lists: RankedLists, job_id: str, round_number: int, *, at_least: int) 
         log.warning("round %d of %s is not compacted: %s", round_number, job_id, error)
 
 
-def _ranked(asked: AskedChunk, answer: ScoreAnswer, *, job_id: str, round_number: int) -> tuple[ChunkDone, pa.Table]:
+def _ranked(
+    asked: AskedChunk, answer: ScoreAnswer, *, job_id: str, round_number: int, miner: str | None
+) -> tuple[ChunkDone, pa.Table]:
     """The chunk's ranked lists, without the pairs that nothing can score."""
     new = np.isnan(asked.logits)
     ids = asked.new_pairs()
@@ -155,6 +157,7 @@ def _ranked(asked: AskedChunk, answer: ScoreAnswer, *, job_id: str, round_number
         round_number=round_number,
         chunk_id=answer.key,
         weights_version=answer.weights_version,
+        miner=miner,
     )
     done = ChunkDone(
         answer.key,

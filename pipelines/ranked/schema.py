@@ -12,16 +12,35 @@ import pyarrow as pa
 from pipelines.errors import RankedListsError
 
 __all__ = [
+    "BEFORE_ROUND",
     "EVALUATION_ROUND",
     "PARTITION_COLUMNS",
     "RANKED_SCHEMA",
     "SCHEMA_VERSION",
     "check_schema",
+    "dev_round",
     "rank_candidates",
+    "round_name",
 ]
 
 EVALUATION_ROUND = -1
 """Lists of test queries live in this round; no training reader ever asks for it."""
+BEFORE_ROUND = -2
+"""And in this one those that a ranker scored before it learned."""
+_DEV_ROUNDS = -10
+
+
+def dev_round(weights_version: int) -> int:
+    """Where the lists of dev queries live that this version of a ranker scored."""
+    return _DEV_ROUNDS - weights_version
+
+
+def round_name(number: int) -> str:
+    """What people call the lists of a round."""
+    if number <= _DEV_ROUNDS:
+        return f"dev lists of ranker version {_DEV_ROUNDS - number}"
+    return {EVALUATION_ROUND: "test lists", BEFORE_ROUND: "test lists before training"}.get(number, f"round {number}")
+
 
 _CANDIDATE = pa.struct(
     [
@@ -42,9 +61,11 @@ RANKED_SCHEMA = pa.schema(
         ("chunk_id", pa.int32()),
         ("weights_version", pa.int32()),
         ("candidates", pa.list_(_CANDIDATE)),
+        ("miner", pa.string()),
     ]
 )
-
+"""`miner`: the state of the student that found the candidates, a hash or `untrained`; null where nobody said."""
+_ADDED_LATER = frozenset({"miner"})
 
 PARTITION_COLUMNS = ("job_id", "round")
 SCHEMA_VERSION = 1
@@ -64,6 +85,8 @@ def check_schema(schema: pa.Schema, version: int, *, where: str) -> None:
         )
     for expected in RANKED_SCHEMA:
         place = schema.get_field_index(expected.name)
+        if place < 0 and expected.name in _ADDED_LATER:
+            continue
         if place < 0:
             raise RankedListsError(f"{where}: ranked lists have no column {expected.name!r}")
         _check_type(expected.type, schema.field(place).type, where=where, column=expected.name)
@@ -90,6 +113,7 @@ def rank_candidates(
     round_number: int,
     chunk_id: int,
     weights_version: int,
+    miner: str | None = None,
 ) -> pa.Table:
     """Sort each query's candidates by teacher logit, best first (stable).
 
@@ -100,6 +124,7 @@ def rank_candidates(
         round_number: filed under.
         chunk_id: filed under.
         weights_version: of the teacher that made the logits.
+        miner: which state of the student found the candidates, where that is known.
 
     Returns:
         A table of `RANKED_SCHEMA`, queries in the order given.
@@ -138,6 +163,7 @@ def rank_candidates(
             "chunk_id": pa.array([chunk_id] * rows, type=pa.int32()),
             "weights_version": pa.array([weights_version] * rows, type=pa.int32()),
             "candidates": pa.ListArray.from_arrays(pa.array(offsets), ranked),
+            "miner": pa.array([miner] * rows, type=pa.string()),
         },
         schema=RANKED_SCHEMA,
     )

@@ -5,7 +5,6 @@ endpoint of a bucket come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOI
 and the other variables of the Rust crate `object_store`), never from a job.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,7 +14,7 @@ from pyarrow import fs
 
 from pipelines.errors import RankedListsError
 
-__all__ = ["Location", "durable", "without_file"]
+__all__ = ["Location", "without_file"]
 
 _SCHEMES = ("s3", "s3a")
 
@@ -72,19 +71,6 @@ class Location:
         selector = fs.FileSelector("", recursive=False, allow_not_found=True)
         found = self.filesystem().get_file_info(selector)
         return sorted(item.base_name for item in found if item.type == fs.FileType.Directory)
-
-
-def durable(path: Path) -> None:
-    """Wait until a file or folder is on its disk.
-
-    Raises:
-        OSError: as `os.fsync` raises.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def without_file(filesystem: fs.FileSystem, path: str) -> None:

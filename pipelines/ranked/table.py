@@ -34,8 +34,9 @@ from pipelines.ranked.data_file import FOOTER_PREFIX, DataFile, DataFileReader, 
 from pipelines.ranked.holds import held
 from pipelines.ranked.log import DATASET_KEY, FileEntry, create_table, entries, open_table, our_errors
 from pipelines.ranked.schema import PARTITION_COLUMNS, SCHEMA_VERSION
-from pipelines.ranked.storage import Location, durable
+from pipelines.ranked.storage import Location
 from pipelines.teacher.contract import ScoreContract
+from pipelines.whole_files import durable
 
 __all__ = ["RankedLists", "RoundOfLists", "ranked_lists_location"]
 
@@ -107,7 +108,7 @@ class RankedLists:
         """Of the table, as it was read last."""
         return int(self._table.version())
 
-    def commit_chunk(self, rows: pa.Table, *, job_id: str, round_number: int, chunk_id: int, miner: str = "") -> bool:
+    def commit_chunk(self, rows: pa.Table, *, job_id: str, round_number: int, chunk_id: int) -> bool:
         """Append one chunk of `RANKED_SCHEMA`; True if this call committed it, False if it already was.
 
         (False, too, if this call committed it and the store's word of it was lost.)
@@ -117,7 +118,6 @@ class RankedLists:
             job_id: of letters, digits and `._-`.
             round_number: of the job.
             chunk_id: of the round.
-            miner: which state of the student mined the candidates; kept in the file's footer.
 
         Raises:
             RankedListsError: the rows are not of that job, round and chunk, or the commit failed for another
@@ -133,7 +133,7 @@ class RankedLists:
                 self.location,
                 [rows],
                 partition={"job_id": job_id, "round": str(round_number)},
-                metadata=self.footer(miner=miner),
+                metadata=self.footer(),
             )
             try:
                 what = f"chunk {transaction} could not be committed"
@@ -188,7 +188,7 @@ class RankedLists:
     def chunks(self, job_id: str, round_number: int) -> Iterator[pa.Table]:
         """The committed lists of a round in chunk order, one row group at a time (one or several whole chunks).
 
-        Columns: query_id, chunk_id, weights_version, candidates.
+        Columns: query_id, chunk_id, weights_version, candidates, miner.
         """
         filesystem = self.location.filesystem()
         with held(self.location) as hold:
@@ -206,7 +206,7 @@ class RankedLists:
             )
             return paths
 
-    def footer(self, **more: str) -> dict[str, str]:
+    def footer(self) -> dict[str, str]:
         """What a data file of this table says about itself, beside its rows."""
         facts = {
             "contract": json.dumps(self.contract.to_dict(), sort_keys=True),
@@ -214,7 +214,7 @@ class RankedLists:
             "code_version": version("dualdistill"),
             "schema_version": str(SCHEMA_VERSION),
         }
-        return {f"{FOOTER_PREFIX}{key}": value for key, value in (facts | more).items()}
+        return {f"{FOOTER_PREFIX}{key}": value for key, value in facts.items()}
 
     def _commit(self, actions: Sequence[AddAction | RemoveAction], transaction: str, what: str) -> None:
         """Of writers that began at the same version with the same transaction, one succeeds."""

@@ -27,9 +27,12 @@ from pipelines.spec_sections.models import (
     StudentSpec,
     TeacherSpec,
 )
-from pipelines.spec_sections.training import MomentumSpec, NegativeSampling, TrainingSpec, WorkersSpec
+from pipelines.spec_sections.rounds import AdversarialSpec, RankerStepsSpec, RoundsSpec
+from pipelines.spec_sections.training import MomentumSpec, NegativeSampling, TrainingSpec
+from pipelines.spec_sections.workers import WorkersSpec
 
 __all__ = [
+    "AdversarialSpec",
     "AnswersSpec",
     "AutoscaleSpec",
     "BM25Spec",
@@ -51,7 +54,9 @@ __all__ = [
     "NegativeSampling",
     "PacingSpec",
     "RankWindow",
+    "RankerStepsSpec",
     "RankerTrainingSpec",
+    "RoundsSpec",
     "Section",
     "StudentSpec",
     "TeacherSpec",

@@ -78,10 +78,12 @@ class DevSpec(Section):
     """nDCG@10 on `dataset.dev_split` while the student trains: the weights that did best there are what is exported.
 
     Its queries are searched in a pool, not in the whole corpus: what BM25 and the untrained student found for any of
-    them, and their judged documents. Every measure encodes that pool.
+    them, and their judged documents. Every measure encodes that pool. Adversarial rounds are measured at their ends,
+    the ranker as well, over `evaluation.rerank_depth` candidates a query; `patience` counts rounds then.
     """
 
-    every_steps: Positive = 100
+    every_steps: Positive | None = None
+    """Null: 100; adversarial rounds have none."""
     patience: Positive | None = 5
     """Measures in a row without a better one after which training stops; null never stops it."""
     max_queries: Positive | None = 200

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.spec_sections.base import Dtype, LearningRate, ModelSpec, Positive, Section, TrainingDtype
 from pipelines.spec_sections.curriculum import WarmStartSpec
+from pipelines.spec_sections.workers import WorkersSpec
 
 __all__ = [
     "AnswersSpec",
@@ -118,6 +119,8 @@ class RankerTrainingSpec(Section):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     dtype: TrainingDtype = "auto"
+    workers: WorkersSpec | None = None
+    """Null: it learns in the job's own process, in the service the driver's, which has a GPU only if given one."""
 
 
 PROMPTS = {

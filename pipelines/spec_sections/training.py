@@ -9,31 +9,23 @@ from pipelines.spec_sections.base import LearningRate, Positive, Section, Traini
 from pipelines.spec_sections.curriculum import PacingSpec
 from pipelines.spec_sections.filters import FilterSpec
 from pipelines.spec_sections.metrics import MetricsSpec
+from pipelines.spec_sections.simans import SimansSection
+from pipelines.spec_sections.workers import WorkersSpec
 
-__all__ = ["MomentumSpec", "NegativeSampling", "TrainingSpec", "WorkersSpec"]
+__all__ = ["MomentumSpec", "NegativeSampling", "TrainingSpec"]
 
 
-class NegativeSampling(Section):
+class NegativeSampling(SimansSection):
     """Which of a list's negatives take part in a step, where the list holds more than fit."""
 
     strategy: Literal["teacher_top", "student_top", "mixed", "simans"] = "mixed"
     """`teacher_top`: the teacher's best. `student_top`: those that the student liked best when it mined the list.
     `mixed`: one half the teacher's best, the other half at random. `simans`: at random, likelier the nearer the
     teacher's score is to that of the positive (SimANS, EMNLP 2022); a query without a positive is drawn `mixed`."""
-    a: Annotated[float, Field(ge=0, le=1e6)] = 0.5
-    """`simans`: how sharply the weight exp(-a (score - score of the positive - b)^2) falls."""
-    b: Annotated[float, Field(ge=-1e6, le=1e6)] = 0.0
-    """`simans`: how far above the positive's score, in teacher logits, the weight peaks; below 0 under it."""
-    form: Literal["paper", "code", "ms_marco"] = "paper"
-    """`simans`: the official code adds b instead of subtracting it; for MS MARCO it weighs by exp(-a |difference|)."""
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:
-        if self.strategy != "simans" and (self.a, self.b, self.form) != (0.5, 0.0, "paper"):
-            raise ValueError(
-                f"a {self.a}, b {self.b} and form {self.form!r} belong to strategy 'simans'; "
-                f"{self.strategy!r} does not read them"
-            )
+        self.require_simans_read("strategy", self.strategy)
         return self
 
 
@@ -44,24 +36,6 @@ class MomentumSpec(Section):
     """Documents that are kept; each costs the student's hidden size in memory, and one more column of scores."""
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.995
     """Of the copy, per step."""
-
-
-class WorkersSpec(Section):
-    """Processes that train one student together; none is training in the job's own process."""
-
-    count: Annotated[int, Field(ge=1, le=1024)]
-    min_count: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """With how few it goes on when nodes are lost; null is `count`: it waits for all."""
-    cpus_per_worker: Annotated[float, Field(gt=0, le=256)] = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0, le=16)] = 0.0
-    max_failures: Annotated[int, Field(ge=0, le=1000)] = 8
-    """Of workers; each time the group starts again from the newest checkpoint."""
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.min_count is not None and self.min_count > self.count:
-            raise ValueError(f"min_count {self.min_count} is above count {self.count}")
-        return self
 
 
 class TrainingSpec(Section):

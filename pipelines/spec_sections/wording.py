@@ -47,12 +47,17 @@ def _detail(item: Any) -> str:
 
 
 def _located(loc: tuple[str | int, ...], data: Any) -> list[str]:
-    """The parts of an error's place that exist in the document: a union's tag (an objective's name) does not."""
+    """The parts of an error's place that exist in the document.
+
+    A union's tag (an objective's name) does not, nor do fields of a section that is given as a number.
+    """
     parts: list[str] = []
     node = data
     for part in loc:
         if isinstance(node, dict) and part not in node and node.get("name") == part:
             continue
+        if node is not None and not isinstance(node, dict | list):
+            break
         parts.append(str(part))
         if isinstance(node, dict):
             node = node.get(part)

@@ -20,6 +20,7 @@ from pipelines.model_files import check_positions
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.spec import StudentSpec
 from pipelines.student.heads import DualHeads, StudentViews, keeping_geometry
+from pipelines.student.tile_attention import use_where_it_helps
 from pipelines.tokens import Tokens
 
 __all__ = ["DualEncoder", "TextKind", "load_student"]
@@ -204,7 +205,9 @@ def load_student(folder: Path, spec: StudentSpec, *, dropout: float, device: tor
             f"student.matryoshka.dimensions has {spec.matryoshka.dimensions[0]}, but the student's vectors have "
             f"{student.dimension} dimensions, and a prefix must be shorter"
         )
-    return student.to(device)
+    student.to(device)
+    use_where_it_helps(student.backbone)
+    return student
 
 
 def _refuse_dense(folder: Path) -> None:

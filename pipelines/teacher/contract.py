@@ -41,11 +41,14 @@ class ScoreContract:
     """`one_label`, or `answers:yes,no`: a causal LM's logit(yes) - logit(no) after the last token."""
     backend: str = "torch"
     """torch, torch_compiled or openvino."""
+    owner: str = ""
+    """Of a ranker that a job trains, that job's id: its next versions are nobody else's. Empty: it stays as it is."""
 
     @property
     def fingerprint(self) -> str:
         """32 hex digits over all fields except `model_id` and `revision`: a moved folder is the same teacher."""
-        named = {key: value for key, value in self.to_dict().items() if key not in {"model_id", "revision"}}
+        unnamed = {"model_id", "revision"} if self.owner else {"model_id", "revision", "owner"}
+        named = {key: value for key, value in self.to_dict().items() if key not in unnamed}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Enters: texts, or token ids from a cache; text is never stripped or changed. Lea
 share a batch is decided by the call alone, so the same call gives the same bits.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def load_engine(
         device: where to compute.
         threads: CPU cores to compute with; None takes those of torch.
         tokens_per_batch: padded tokens of a batch; None finds a good number by a short calibration.
-        calibrations: folder in which the result of a calibration is kept for the next engine of this contract.
+        calibrations: folder in which the result of a calibration is kept for the next engine of such a teacher.
 
     Raises:
         ContractError: the folder's weights are not those that the contract names.
@@ -191,4 +192,5 @@ def _calibrated(
     if folder is None:
         return measure()
     machine = "".join(letter if letter.isalnum() else "-" for letter in name)
-    return kept_calibration(folder / f"{contract.fingerprint}-{machine}-{threads}.json", measure)
+    shape = hashlib.sha256(work.encode()).hexdigest()[:16]  # a ranker's next weights are as fast as its last ones
+    return kept_calibration(folder / f"{shape}-{machine}-{threads}.json", measure)

@@ -19,7 +19,7 @@ from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.engine import TeacherEngine, load_engine
 from pipelines.tokens import TokenPairs
 
-__all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "ScoreAnswer", "ScoreRequest"]
+__all__ = ["InProcessHost", "InProcessScorer", "PairScorer", "RankerScorer", "ScoreAnswer", "ScoreRequest"]
 
 
 @dataclass(frozen=True)
@@ -65,27 +65,45 @@ class PairScorer(Protocol):
         ...
 
 
-class InProcessScorer:
-    """A `PairScorer` over an engine in this process, one request after the other.
+class RankerScorer(PairScorer, Protocol):
+    """A `PairScorer` whose weights a job may replace: those of its own ranker."""
 
-    `load` gives the engine. It is called once, with the first pair that really needs a teacher: a job whose scores are
-    all known never loads one.
+    def publish(self, folder: Path, contract: ScoreContract, weights_version: int) -> None:
+        """From now on scores are made by the model in `folder`; returns when older ones cannot come any more."""
+        ...
+
+
+class InProcessScorer:
+    """A `RankerScorer` over an engine in this process, one request after the other.
+
+    `load` gives the engine of a model folder and its contract. It is called with the first pair that really needs a
+    teacher: a job whose scores are all known never loads one.
     """
 
-    def __init__(self, contract: ScoreContract, load: Callable[[], TeacherEngine]) -> None:
+    def __init__(
+        self, contract: ScoreContract, load: Callable[[Path, ScoreContract], TeacherEngine], folder: Path
+    ) -> None:
         self._contract = contract
         self._load = load
+        self._serves = (folder, contract)
+        self._weights_version = 0
         self._engine: TeacherEngine | None = None
 
     @property
     def contract(self) -> ScoreContract:
-        """What the engine is held to."""
+        """What the first version of the weights is held to."""
         return self._contract
 
     @property
     def weights_version(self) -> int:
-        """Always 0: an engine's weights never change."""
-        return 0
+        """Of what was published last."""
+        return self._weights_version
+
+    def publish(self, folder: Path, contract: ScoreContract, weights_version: int) -> None:
+        """Drop the engine; the next pair loads one of the new weights."""
+        self.close()
+        self._engine = None
+        self._serves, self._weights_version = (folder, contract), weights_version
 
     def score_all(
         self,
@@ -96,11 +114,12 @@ class InProcessScorer:
         """Answers in the order of the requests; `expected_pairs` changes nothing here."""
         for request in requests:
             if not len(request.pairs):
-                yield ScoreAnswer(request.key, np.empty(0, dtype=np.float32), weights_version=0)
+                yield ScoreAnswer(request.key, np.empty(0, dtype=np.float32), weights_version=self._weights_version)
                 continue
             if self._engine is None:
-                self._engine = self._load()
-            yield ScoreAnswer(request.key, self._engine.score_pairs(request.pairs), weights_version=0)
+                self._engine = self._load(*self._serves)
+            logits = self._engine.score_pairs(request.pairs)
+            yield ScoreAnswer(request.key, logits, weights_version=self._weights_version)
 
     def close(self) -> None:
         """End the engine's threads."""
@@ -127,19 +146,20 @@ class InProcessHost:
         return resolve_device().type
 
     @contextmanager
-    def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
+    def host(self, folder: Path, contract: ScoreContract) -> Iterator[RankerScorer]:
         """The teacher in `folder`, loaded when it is first needed and dropped when the context closes."""
-        scorer = InProcessScorer(
-            contract,
-            lambda: load_engine(
+
+        def load(folder: Path, contract: ScoreContract) -> TeacherEngine:
+            return load_engine(
                 folder,
                 contract,
                 device=torch.device(self.device_type),
                 threads=self._threads,
                 tokens_per_batch=self._tokens_per_batch,
                 calibrations=self._calibrations,
-            ),
-        )
+            )
+
+        scorer = InProcessScorer(contract, load, folder)
         try:
             yield scorer
         finally:

@@ -6,7 +6,6 @@ checkpoint is never found. `best-<n>/` holds the weights that did best on held-o
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -22,8 +21,9 @@ from torch import nn
 from pipelines.errors import CheckpointError
 from pipelines.ranked.tail import StreamPosition
 from pipelines.training.held_out import Best
+from pipelines.whole_files import whole_folder
 
-__all__ = ["Checkpoints", "RunPoint"]
+__all__ = ["Checkpoints", "RunPoint", "newest_step"]
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,8 @@ class Checkpoints:
             raise CheckpointError(f"the best weights, of step {best.step}, cannot be read: {error}") from error
 
     def _write(self, name: str, write: Callable[[Path], None]) -> None:
-        final = self._folder / name
-        scratch = self._folder / f".{name}.partial"
-        if scratch.exists():
-            shutil.rmtree(scratch)
-        scratch.mkdir(parents=True)
-        write(scratch)
-        for path in (*scratch.iterdir(), scratch):
-            _sync(path)
-        if final.exists():
-            shutil.rmtree(final)
-        scratch.rename(final)
-        _sync(self._folder)
+        with whole_folder(self._folder / name) as scratch:
+            write(scratch)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> RunPoint:
         """Load the newest checkpoint into the objects; `RunPoint()` and nothing changed when there is none.
@@ -151,6 +141,11 @@ class Checkpoints:
         return sorted(self._folder.glob("step-*")) if self._folder.is_dir() else []
 
 
+def newest_step(folder: Path) -> int:
+    """How many steps the run whose checkpoints lie in `folder` has done; 0 without any."""
+    return max((int(path.name.removeprefix("step-")) for path in folder.glob("step-*")), default=0)
+
+
 def _best(step: int) -> str:
     return f"best-{step:08d}"
 
@@ -161,11 +156,3 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _on_cuda(model: nn.Module) -> bool:
     return next(model.parameters()).is_cuda
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.whole_files import write_json
+
 if TYPE_CHECKING:
     import wandb
     from mlflow.tracking import MlflowClient
@@ -163,10 +165,7 @@ class _RunMemory:
         self._write()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self._path.with_suffix(".partial")
-        scratch.write_text(json.dumps({"run_id": self.run_id, "step": self.step}), encoding="utf-8")
-        scratch.replace(self._path)
+        write_json(self._path, {"run_id": self.run_id, "step": self.step})
 
 
 def _flat(config: Any, path: str = "") -> Iterator[tuple[str, str]]:

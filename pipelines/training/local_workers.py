@@ -1,6 +1,6 @@
 """Workers as processes of this machine: `dualdistill run` on a box with several GPUs, and tests.
 
-Enters: a `TrainingTask`. Leaves: the same as workers on a cluster leave. One worker per GPU with NCCL where there are
+Enters: a `GroupTask`. Leaves: the same as workers on a cluster leave. One worker per GPU with NCCL where there are
 GPUs, else gloo on CPUs. When one dies all are ended and started again from the newest checkpoint, as often as the spec
 allows.
 """
@@ -18,22 +18,29 @@ import torch.distributed as dist
 
 from pipelines.errors import PipelineError
 from pipelines.journal import Journal
-from pipelines.training.training_task import TrainingTask, run_task
+from pipelines.training.group_task import GroupTask, run_task
 
 if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
+    from multiprocessing.context import ForkServerProcess
 
 __all__ = ["LocalWorkers"]
+
+_LIBRARIES = (
+    "deltalake",
+    "pandas",
+    "pipelines.training.student_step",
+    "torch.distributed.tensor",
+    "transformers.models.auto.modeling_auto",
+)
+"""Loaded once, by the server that workers are forked from: most of what a group's start costs. None touches a GPU."""
 
 
 class LocalWorkers:
     """Launches processes with torch's file rendezvous: no port is opened to anybody but the workers."""
 
-    def launch(self, task: TrainingTask, journal: Journal) -> "Future[None]":
+    def launch(self, task: GroupTask, journal: Journal) -> "Future[None]":
         """See `WorkerLauncher`."""
-        settings = task.spec.training.workers
-        if settings is None:
-            raise ValueError("the spec names no training.workers")
+        settings = task.workers
         done: Future[None] = Future()
 
         def supervise() -> None:
@@ -48,9 +55,7 @@ class LocalWorkers:
                         f"training workers ended with {codes}; {settings.max_failures - failure} failures are left",
                         codes=codes,
                     )
-                raise PipelineError(
-                    f"training workers failed {settings.max_failures + 1} times (training.workers.max_failures)"
-                )
+                raise PipelineError(f"training workers failed {settings.max_failures + 1} times (workers.max_failures)")
             except BaseException as error:  # noqa: BLE001 - it is raised where the result is asked for
                 done.set_exception(error)
 
@@ -58,12 +63,13 @@ class LocalWorkers:
         return done
 
 
-def _one_group(task: TrainingTask, count: int) -> list[int]:
+def _one_group(task: GroupTask, count: int) -> list[int]:
     """Run the workers once; their exit codes. The first that fails ends the others."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_LIBRARIES))
     with tempfile.TemporaryDirectory(prefix="dualdistill-workers-") as folder:
         rendezvous = Path(folder) / "rendezvous"
-        workers: list[SpawnProcess] = [
+        workers: list[ForkServerProcess] = [
             context.Process(target=_work, args=(task, rank, count, rendezvous), daemon=True) for rank in range(count)
         ]
         for worker in workers:
@@ -80,7 +86,7 @@ def _one_group(task: TrainingTask, count: int) -> list[int]:
         return [int(worker.exitcode or 0) for worker in workers]
 
 
-def _work(task: TrainingTask, rank: int, count: int, rendezvous: Path) -> None:
+def _work(task: GroupTask, rank: int, count: int, rendezvous: Path) -> None:
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(rank % gpus)

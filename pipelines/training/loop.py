@@ -62,7 +62,10 @@ def train(
     held_out: HeldOutCheck | None = None,
     workers: Workers = ALONE,
 ) -> RunPoint:
-    """Train `model` in place until the stream ends, `total_steps` are done or it no longer helps.
+    """Train `model` in place until the stream ends, its steps are done or it no longer helps.
+
+    With `settings.begins_at` and `stops_after` it is one part of a longer run over several streams: weights, optimizer
+    and schedule go on from part to part, the stream begins anew.
 
     Args:
         model: in any mode; left in eval mode.
@@ -80,17 +83,16 @@ def train(
 
     Raises:
         ObjectiveError: a loss or its gradient is NaN or infinite; the weights before that step are unharmed.
+        CheckpointError: the newest checkpoint cannot be read, or is older than where this part of the run begins.
     """
     if held_out and not checkpoints:
         raise ValueError("held-out measuring keeps the best weights in a checkpoint folder, and none is given")
     optimizer = new_optimizer(model, settings)
     scheduler = new_schedule(optimizer, settings)
-    point = checkpoints.restore(model, optimizer, scheduler) if checkpoints else RunPoint()
-    if the_first_says(point.step, workers) != point.step:
-        raise CheckpointError(f"worker {workers.rank} found the checkpoint of step {point.step}, the first another one")
+    point = _starting_point(model, optimizer, scheduler, settings, checkpoints, workers)
     saved_step = point.step
     model.train()
-    if point.step < settings.total_steps and not (held_out and held_out.is_over(point.step, point.best)):
+    if point.step < settings.last_step and not (held_out and held_out.is_over(point.step, point.best)):
         mark = time.perf_counter()
         for batch, following in open_batches(point.position):
             arrived = time.perf_counter()
@@ -103,7 +105,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             after_update()
             point = RunPoint(point.step + 1, following, point.best)
-            last = point.step == settings.total_steps
+            last = point.step == settings.last_step
             measured = None
             if checkpoints and held_out and held_out.is_due(point.step, last=last):
                 point, measured = _measured(point, model, held_out, checkpoints, workers)
@@ -122,7 +124,7 @@ def train(
                 saved_step = point.step
             if over:
                 break
-    if checkpoints and held_out and 0 < point.step < settings.total_steps:
+    if checkpoints and held_out and 0 < point.step < settings.last_step:
         over = held_out.is_due(point.step, last=False) or held_out.is_over(point.step, point.best)
         if not over:  # the stream ended before it was expected to, and nobody has measured what it led to
             point, _ = _measured(point, model, held_out, checkpoints, workers)
@@ -133,6 +135,25 @@ def train(
         checkpoints.load_best(point.best, model)
     model.eval()
     return point
+
+
+def _starting_point(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: LoopSettings,
+    checkpoints: Checkpoints | None,
+    workers: Workers,
+) -> RunPoint:
+    """Where the newest checkpoint is, restored, or zero; a part of a run begins with a new stream."""
+    point = checkpoints.restore(model, optimizer, scheduler) if checkpoints else RunPoint()
+    if the_first_says(point.step, workers) != point.step:
+        raise CheckpointError(f"worker {workers.rank} found the checkpoint of step {point.step}, the first another one")
+    if point.step < settings.begins_at:
+        raise CheckpointError(
+            f"the newest checkpoint is of step {point.step}, and this part of the run begins after {settings.begins_at}"
+        )
+    return replace(point, position=StreamPosition()) if point.step == settings.begins_at else point
 
 
 def _backward(

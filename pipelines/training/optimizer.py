@@ -26,8 +26,17 @@ class LoopSettings:
     checkpoint_every_steps: int
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     """Of the parameters below a child module of that name, instead of `learning_rate`."""
+    begins_at: int = 0
+    """Steps done before the stream that is opened now: with exactly so many, it is read from its beginning."""
+    stops_after: int | None = None
+    """Steps after which this part of the run ends, while the schedule spans `total_steps`; null: after all."""
     seed: int = 0
     """Of everything that is drawn in a step, together with its number."""
+
+    @property
+    def last_step(self) -> int:
+        """Of this part of the run."""
+        return self.total_steps if self.stops_after is None else self.stops_after
 
 
 def new_optimizer(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:

@@ -5,7 +5,6 @@ cross-entropy (AR2's ranker loss, arXiv 2110.03611: the positive against its neg
 `new_ranker` starts one from any encoder checkpoint; the finished folder is loaded by `teacher.loading` like any other.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor
 
 from pipelines.devices import torch_dtype
-from pipelines.model_files import check_positions
+from pipelines.model_files import check_positions, copy_tokenizer
 from pipelines.objectives.ranker_loss import ranker_loss
 from pipelines.pretrained import load_config, load_model, load_tokenizer
 from pipelines.teacher.contract import PAIR
 from pipelines.teacher.pairs import PairEncoder, pair_encoder
 from pipelines.training.batches import ListBatch
+from pipelines.training.workers import ALONE, Workers, gather_from
+from pipelines.whole_files import whole_folder
 
 __all__ = ["new_ranker", "ranker_losses", "save_ranker"]
 
@@ -50,8 +51,12 @@ def new_ranker(
     return model.to(device), encoder
 
 
-def ranker_losses(model: Any, encoder: PairEncoder, batch: ListBatch, *, dtype: str) -> dict[str, Tensor]:
+def ranker_losses(
+    model: Any, encoder: PairEncoder, batch: ListBatch, *, dtype: str, workers: Workers = ALONE
+) -> dict[str, Tensor]:
     """`{"loss": cross-entropy of the positive's column, mean over queries}`.
+
+    Several workers all call it with the same batch: each scores a part of the pairs, all have the whole batch's loss.
 
     Raises:
         ValueError: a query of the batch has no positive.
@@ -66,21 +71,28 @@ def ranker_losses(model: Any, encoder: PairEncoder, batch: ListBatch, *, dtype: 
         [batch.query_texts[query] for query, _ in cells],
         [batch.document_texts[int(batch.columns[query, column])] for query, column in cells],
     )
-    inputs = encoder.assemble(pairs, encoder.cut(pairs), np.arange(len(pairs))).padded()
-    tokens = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
-    with torch.autocast(device.type, dtype=torch_dtype(dtype), enabled=dtype != "fp32"):
-        logits = model(**tokens).logits[:, 0].float()
+    parts = np.array_split(np.arange(len(pairs)), workers.world)
+    own = parts[workers.rank]
+    with workers.own_draws():
+        if len(own):
+            inputs = encoder.assemble(pairs, encoder.cut(pairs), own).padded()
+            tokens = {name: torch.from_numpy(values).to(device) for name, values in inputs.items()}
+            with torch.autocast(device.type, dtype=torch_dtype(dtype), enabled=dtype != "fp32"):
+                logits = model(**tokens).logits[:, 0].float()
+        else:  # more workers than pairs: it takes part in what all do together, backward included
+            logits = torch.zeros(0, device=device).requires_grad_(torch.is_grad_enabled())
+    logits = gather_from(logits, [len(part) for part in parts], workers)
     scores = torch.zeros(batch.mask.shape, device=device).masked_scatter(mask, logits)
     return {"loss": ranker_loss(scores, batch.positive.to(device), mask)}
 
 
-def save_ranker(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the ranker as a Hugging Face folder, safetensors only, replaced whole."""
-    scratch = folder.with_name(f".{folder.name}.partial")
-    if scratch.exists():
-        shutil.rmtree(scratch)
-    model.save_pretrained(scratch, safe_serialization=True)
-    tokenizer.save_pretrained(scratch)
-    if folder.exists():
-        shutil.rmtree(folder)
-    scratch.rename(folder)
+def save_ranker(model: Any, tokenizer: Any, folder: Path, *, same_tokens_as: Path | None = None) -> None:
+    """Write the ranker as a Hugging Face folder, safetensors only, replaced whole.
+
+    With `same_tokens_as` its tokenizer is that folder's, file for file: texts tokenised for one serve the other.
+    """
+    with whole_folder(folder) as scratch:
+        model.save_pretrained(scratch, safe_serialization=True)
+        tokenizer.save_pretrained(scratch)
+        if same_tokens_as:
+            copy_tokenizer(same_tokens_as, scratch)

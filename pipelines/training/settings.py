@@ -11,14 +11,36 @@ from pipelines.spec import DistillationSpec, TrainingSpec
 from pipelines.training.encoding import EncodingSettings
 from pipelines.training.optimizer import LoopSettings
 
-__all__ = ["encoding_settings", "loop_settings", "positive_rule"]
+__all__ = ["encoding_settings", "loop_settings", "positive_rule", "steps_of_round", "student_checkpoints"]
 
 
-def loop_settings(spec: DistillationSpec, num_queries: int, *, round_number: int = 0) -> LoopSettings:
-    """One round's optimisation settings: `epochs` passes over `num_queries`."""
-    training = spec.training
+def steps_of_round(spec: DistillationSpec, num_queries: int) -> int:
+    """Steps that a round of `num_queries` is planned to have: `epochs` passes over them."""
+    return chunk_count(spec.training.epochs * num_queries, spec.training.queries_per_step)
+
+
+def student_checkpoints(spec: DistillationSpec, round_number: int) -> str:
+    """Folder of the student's checkpoints in the job's own; adversarial rounds share one, as they do a schedule."""
+    return "checkpoints/student" if spec.rounds.mode == "adversarial" else f"checkpoints/round-{round_number}"
+
+
+def loop_settings(
+    spec: DistillationSpec, num_queries: int, *, round_number: int = 0, steps_before: int = 0
+) -> LoopSettings:
+    """One round's optimisation settings.
+
+    Args:
+        spec: of the job.
+        num_queries: of the round.
+        round_number: of the round.
+        steps_before: of earlier rounds; adversarial rounds are parts of one run, others begin at step 0.
+    """
+    training, steps = spec.training, steps_of_round(spec, num_queries)
+    adversarial = spec.rounds.mode == "adversarial"
     return LoopSettings(
-        total_steps=chunk_count(training.epochs * num_queries, training.queries_per_step),
+        total_steps=spec.rounds.count * steps if adversarial else steps,
+        begins_at=steps_before if adversarial else 0,
+        stops_after=steps_before + steps if adversarial else None,
         learning_rate=training.learning_rate,
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,

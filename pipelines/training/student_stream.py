@@ -22,6 +22,7 @@ from pipelines.training.metric_loggers import MetricLogger
 from pipelines.training.paced_rows import PacedRows
 from pipelines.training.pacing import Pacing
 from pipelines.training.settings import positive_rule
+from pipelines.training.snapshots import EarlySnapshot
 from pipelines.training.student_step import StudentStep
 from pipelines.training.workers import ALONE, Workers
 
@@ -54,6 +55,8 @@ class TrainingInputs:
     """Told the numbers of training; the first worker's are."""
     steps_before: int
     """Of earlier rounds."""
+    early: EarlySnapshot | None = None
+    """Also keep the step as it is before the round's end."""
     workers: Workers = ALONE
 
 
@@ -101,7 +104,7 @@ def prepared_batches(
 
 
 def _pace(inputs: TrainingInputs, step: StudentStep) -> PacedRows | None:
-    training, rounds = inputs.spec.training, inputs.spec.rounds
+    training, rounds = inputs.spec.training, inputs.spec.rounds.count
     if training.pacing is None or step.query_losses is None:
         return None
     return PacedRows(

@@ -18,7 +18,7 @@ from pipelines.ranked.tail import StreamPosition
 from pipelines.spec import DistillationSpec, FilterSpec
 from pipelines.student.model import DualEncoder
 from pipelines.training.batches import ListBatch
-from pipelines.training.checkpoints import Checkpoints
+from pipelines.training.checkpoints import Checkpoints, newest_step
 from pipelines.training.dev_set import dev_ndcg
 from pipelines.training.encoding import StepTexts
 from pipelines.training.held_out import HeldOutCheck
@@ -26,12 +26,16 @@ from pipelines.training.learning_rate_finder import find_learning_rate
 from pipelines.training.loop import StepReport, train
 from pipelines.training.plan import plan_training
 from pipelines.training.run_metrics import RunMetrics
-from pipelines.training.settings import encoding_settings, loop_settings
+from pipelines.training.settings import encoding_settings, loop_settings, student_checkpoints
+from pipelines.training.snapshots import save_step
 from pipelines.training.student_step import StudentStep
 from pipelines.training.student_stream import Prepared, TrainingInputs, prepared_batches
 from pipelines.training.workers import ALONE, Workers
+from pipelines.whole_files import write_json
 
 __all__ = ["new_step", "train_student"]
+
+_DEV_EVERY_STEPS = 100
 
 
 def new_step(
@@ -66,14 +70,15 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
     spec, number = inputs.spec, inputs.number
     training = spec.training
     seed_everything(spec.seed + number)
-    settings = loop_settings(spec, inputs.num_rows, round_number=number)
+    settings = loop_settings(spec, inputs.num_rows, round_number=number, steps_before=inputs.steps_before)
+    folder = inputs.work / student_checkpoints(spec, number)
     if training.find_learning_rate:
         settings = replace(settings, learning_rate=_found_rate(inputs, step))
     metrics = RunMetrics(
         inputs.loggers,
         training.objective,
         every_steps=training.metrics.every_steps,
-        steps_before=inputs.steps_before,
+        steps_before=inputs.steps_before - settings.begins_at,
     )
     positives: Counter[str] = Counter()
     planned = False
@@ -82,21 +87,26 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
         nonlocal planned
         batch, texts = prepared
         if not planned and inputs.workers.leads:
-            _say_plan(inputs, step, batch, texts, steps=settings.total_steps)
+            left = settings.last_step - max(newest_step(folder), settings.begins_at)
+            _say_plan(inputs, step, batch, texts, steps=left)
         planned = True
         positives.update(queries=len(batch.positive), with_positive=int((batch.positive >= 0).sum()))
         losses: dict[str, Tensor] = step(batch, texts)
         return losses
 
     def on_step(report: StepReport) -> None:
+        early = inputs.early
+        due = early is not None and inputs.workers.leads and report.step == early.after_step
+        if early and due and not early.path.is_file():  # a run that was resumed may be mining from it already
+            save_step(step, early.path)
         inputs.watch()
         if inputs.workers.leads and step.facts:
             _report(inputs, report)
             metrics.take(report, step.facts)
 
     checkpoints = Checkpoints(
-        inputs.work / "checkpoints" / f"round-{number}",
-        run_fingerprint=f"{inputs.job_id}/{number}/{_settings_hash(spec)}",
+        folder,
+        run_fingerprint=f"{inputs.job_id}/{folder.name}/{_settings_hash(spec)}",
         keep=training.keep_checkpoints,
         facts=lambda: {"table_version": inputs.lists.version, "workers": inputs.workers.world},
     )
@@ -112,7 +122,7 @@ def train_student(inputs: TrainingInputs, step: StudentStep) -> None:
         workers=inputs.workers,
     )
     metrics.close()
-    _require_something_learned(inputs, steps=point.step, positives=positives)
+    _require_something_learned(inputs, steps=point.step - settings.begins_at, positives=positives)
     if inputs.workers.leads:
         best = f"; dev nDCG@10 was best after step {point.best.step}: {point.best.value:.4f}" if point.best else ""
         message = f"round {number}: the student is trained; {positives['with_positive']} lists had a positive{best}"
@@ -125,9 +135,7 @@ def _found_rate(inputs: TrainingInputs, step: StudentStep) -> float:
     if not path.is_file():
         stream = prepared_batches(inputs, step, StreamPosition())
         curve = find_learning_rate(step, lambda prepared: step(*prepared), (prepared for prepared, _ in stream))
-        scratch = path.with_suffix(".partial")
-        scratch.write_text(json.dumps(asdict(curve)), encoding="utf-8")
-        scratch.rename(path)
+        write_json(path, asdict(curve))
         message = f"round {inputs.number}: the range test suggests a learning rate of {curve.suggestion:.2g}"
         inputs.journal.event("training.learning_rate_found", message, **asdict(curve))
     return float(json.loads(path.read_text(encoding="utf-8"))["suggestion"])
@@ -135,11 +143,11 @@ def _found_rate(inputs: TrainingInputs, step: StudentStep) -> float:
 
 def _held_out(inputs: TrainingInputs, step: StudentStep) -> HeldOutCheck | None:
     settings, dev = inputs.spec.evaluation.dev, inputs.dev
-    if settings is None or dev is None:
+    if settings is None or dev is None or inputs.spec.rounds.mode == "adversarial":  # that measures whole rounds
         return None
     return HeldOutCheck(
         measure=lambda: dev_ndcg(step.outcome, inputs.dataset, dev),
-        every_steps=settings.every_steps,
+        every_steps=settings.every_steps or _DEV_EVERY_STEPS,
         patience=settings.patience,
     )
 

@@ -10,32 +10,30 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.corpus.dataset import Dataset
-from pipelines.devices import resolve_device, resolve_dtype, seed_everything
 from pipelines.journal import Journal
 from pipelines.model_files import weights_hash
 from pipelines.ranked.lookup import CandidateRows
-from pipelines.ranked.positives import PositiveRule
-from pipelines.ranked.tail import StreamPosition
-from pipelines.spec import RankerTrainingSpec, TeacherSpec
-from pipelines.training.batches import ListBatch, batches
+from pipelines.spec import TeacherSpec
 from pipelines.training.checkpoints import Checkpoints
-from pipelines.training.labelled import blocks, labelled_rows
-from pipelines.training.loop import LoopSettings, StepReport, train
-from pipelines.training.ranker import new_ranker, ranker_losses, save_ranker
+from pipelines.training.labelled import blocks
+from pipelines.training.loop import StepReport
+from pipelines.training.optimizer import LoopSettings
+from pipelines.training.ranker import save_ranker
+from pipelines.training.ranker_fitting import fit_ranker
+from pipelines.training.workers import ALONE, Workers
 
-__all__ = ["learn_teacher", "teacher_key"]
-
-_GOLD_ONLY = PositiveRule(use_labels=True, teacher_top=False, min_confidence=1.0)
+__all__ = ["learn_teacher", "teacher_key", "train_teacher"]
 
 
 def teacher_key(base: Path, dataset: Dataset, labelled: CandidateRows, spec: TeacherSpec, *, seed: int) -> str:
     """32 hex digits naming the trained teacher: base weights, texts, lists with their labels, settings, seed."""
-    settings = spec.train.model_dump(mode="json") if spec.train else None
+    # Who trains together decides nothing but speed.
+    settings = spec.train.model_dump(mode="json", exclude={"workers"}) if spec.train else None
     before, after = [weights_hash(base), dataset.fingerprint], [settings, spec.max_length, spec.truncation, seed]
     # One JSON array [*before, lists, *after], without all lists in memory.
     digest = hashlib.sha256(f"{json.dumps(before)[:-1]}, [".encode())
@@ -58,8 +56,19 @@ def learn_teacher(
     seed: int,
     folder: Path,
     journal: Journal,
+    together: Callable[[Path], None] | None = None,
 ) -> Path:
     """Fine-tune the checkpoint in `base` on `labelled` (candidates with judged positives), or find it in `folder`.
+
+    Args:
+        base: a model folder.
+        dataset: texts.
+        labelled: candidates of the labelled queries.
+        spec: of the teacher.
+        seed: of everything drawn.
+        folder: of all trained teachers.
+        journal: told what happens.
+        together: has workers call `train_teacher` with the `work` that it is given; by default this process trains.
 
     Returns:
         The folder of the finished teacher: `folder/<key>/model`.
@@ -75,8 +84,12 @@ def learn_teacher(
             return finished
         message = f"fine-tuning the teacher on {len(labelled)} labelled queries"
         journal.event("teacher.training.started", message, key=key)
-        _train(base, dataset, labelled, spec, spec.train, seed=seed, work=work, journal=journal)
-        shutil.rmtree(work / "checkpoints")
+        if together:
+            together(work)
+        else:
+            train_teacher(base, dataset, labelled, spec, seed=seed, work=work, journal=journal)
+        for left in [path for path in work.iterdir() if path.is_dir() and path != finished]:
+            shutil.rmtree(left)
     journal.event("teacher.training.finished", f"the teacher {key[:12]} is trained", key=key)
     return finished
 
@@ -99,37 +112,21 @@ def _only_one(path: Path, journal: Journal) -> Iterator[None]:
         yield
 
 
-def _train(
+def train_teacher(
     base: Path,
     dataset: Dataset,
     labelled: CandidateRows,
     spec: TeacherSpec,
-    ranking: RankerTrainingSpec,
     *,
     seed: int,
     work: Path,
     journal: Journal,
+    workers: Workers = ALONE,
 ) -> None:
-    device = resolve_device()
-    seed_everything(seed)
-    model, encoder = new_ranker(
-        base,
-        max_length=spec.max_length,
-        truncation=spec.truncation,
-        dropout=ranking.dropout,
-        device=device,
-    )
-    dtype = resolve_dtype(ranking.dtype, device_type=device.type)
-
-    def open_batches(start: StreamPosition) -> Iterator[tuple[ListBatch, StreamPosition]]:
-        return batches(
-            labelled_rows(labelled, start=start, seed=seed),
-            dataset,
-            queries_per_step=ranking.lists_per_step,
-            width=ranking.negatives_per_list + 1,
-            rule=_GOLD_ONLY,
-            seed=seed,
-        )
+    """Fine-tune the checkpoint in `base` and leave it in `work/model`. Errors as `fit_ranker`; all workers call it."""
+    ranking = spec.train
+    if ranking is None:
+        raise ValueError("the spec does not ask for a trained teacher")
 
     def on_step(report: StepReport) -> None:
         journal.check_cancelled()
@@ -148,13 +145,20 @@ def _train(
         checkpoint_every_steps=50,
         seed=seed,
     )
-    checkpoints = Checkpoints(work / "checkpoints", run_fingerprint=work.name, keep=1)
-    train(
-        model,
-        lambda batch: ranker_losses(model, encoder, batch, dtype=dtype),
-        open_batches,
+    model, encoder = fit_ranker(
+        base,
+        dataset,
+        labelled,
+        spec,
         settings,
+        dropout=ranking.dropout,
+        dtype=ranking.dtype,
+        lists_per_step=ranking.lists_per_step,
+        negatives_per_list=ranking.negatives_per_list,
+        stream_seed=seed,
+        checkpoints=Checkpoints(work / "checkpoints", run_fingerprint=work.name, keep=1),
         on_step=on_step,
-        checkpoints=checkpoints,
+        workers=workers,
     )
-    save_ranker(model, encoder.tokenizer, work / "model")
+    if workers.leads:
+        save_ranker(model, encoder.tokenizer, work / "model")

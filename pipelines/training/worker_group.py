@@ -1,6 +1,6 @@
-"""Train a round with several workers: start them, pass on what they say, tell them what they cannot know.
+"""Train with several workers: start them, pass on what they say, tell them what they cannot know.
 
-Enters: a `TrainingTask` and a way to start workers. Leaves: the round's snapshot, or the error that ended training,
+Enters: a `GroupTask` and a way to start workers. Leaves: what the task leaves, or the error that ended training,
 raised here as it was there.
 """
 
@@ -12,8 +12,8 @@ from typing import Protocol
 from pipelines import errors
 from pipelines.errors import PipelineError
 from pipelines.journal import Journal
+from pipelines.training.group_task import GroupTask
 from pipelines.training.metric_loggers import MetricLogger
-from pipelines.training.training_task import TrainingTask
 from pipelines.training.worker_channel import JobSide, Message
 
 __all__ = ["WorkerLauncher", "train_with_workers"]
@@ -24,8 +24,8 @@ _LOOK_EVERY_S = 0.2
 class WorkerLauncher(Protocol):
     """Starts the workers of a task somewhere: on a cluster, or on this machine."""
 
-    def launch(self, task: TrainingTask, journal: Journal) -> "Future[None]":
-        """Start `task.spec.training.workers` processes that call `run_task(task)` in one process group.
+    def launch(self, task: GroupTask, journal: Journal) -> "Future[None]":
+        """Start `task.workers` processes that call `run_task(task)` in one process group.
 
         Returns:
             Done when all have ended; an exception if they failed more often than the spec allows.
@@ -34,22 +34,22 @@ class WorkerLauncher(Protocol):
 
 
 def train_with_workers(
-    task: TrainingTask,
+    task: GroupTask,
     launcher: WorkerLauncher,
     *,
     journal: Journal,
     sinks: tuple[MetricLogger, ...],
-    scoring: "Future[None]",
+    scoring: "Future[None] | None" = None,
     watch: Callable[[], None],
 ) -> None:
     """Train until the workers have ended.
 
     Args:
-        task: of the round.
+        task: what they do.
         launcher: starts the workers.
         journal: told what the first worker says.
         sinks: given its numbers.
-        scoring: of the round's lists; the workers are told when it is done.
+        scoring: of the lists that they train on, where those are not all there; they are told when it is done.
         watch: called now and then; what it raises (cancelled, scoring failed) ends the workers.
 
     Raises:
@@ -67,7 +67,7 @@ def train_with_workers(
             if ended:
                 break
             watch()
-            if scoring.done() and not told:
+            if scoring and scoring.done() and not told:
                 channel.every_list_is_there()
                 told = True
             wait_for([running], timeout=_LOOK_EVERY_S)

@@ -18,7 +18,7 @@ from pipelines.ranked.filters import judge
 from pipelines.ranked.find import FoundList, FoundTable
 from pipelines.ranked.imports import ImportReport
 from pipelines.ranked.positives import PositiveRule, positives
-from pipelines.ranked.schema import EVALUATION_ROUND
+from pipelines.ranked.schema import round_name
 from pipelines.ranked.table import RoundOfLists
 from pipelines.ranked.verdicts import Reason
 from pipelines.spec_sections.filters import FilterSpec
@@ -151,7 +151,7 @@ def print_import(report: ImportReport, console: Console) -> None:
 
 
 def _round(each: RoundOfLists) -> str:
-    return "test lists" if each.round_number == EVALUATION_ROUND else f"round {each.round_number}"
+    return round_name(each.round_number)
 
 
 def _count(number: int, noun: str) -> str:

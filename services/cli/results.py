@@ -6,13 +6,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.evaluation.result import EvaluationResult, comparison
+from pipelines.evaluation.round_table import ROUND_COLUMNS, round_cells
 from pipelines.evaluation.wording import LABELS, SIGNIFICANT_BELOW
 
 __all__ = ["print_result"]
 
 
 def print_result(result: dict[str, Any], console: Console) -> None:
-    """Print the systems' measures, the share of the gap closed, and whether the gains are beyond noise."""
+    """Print the systems' measures, the share of the gap closed, whether the gains are beyond noise, and the rounds."""
+    if rounds := result.get("rounds"):
+        _print_rounds(rounds, console)
     if result["evaluation"] is None:
         console.print("no test split was named, so nothing was measured")
         return
@@ -36,3 +39,15 @@ def print_result(result: dict[str, Any], console: Console) -> None:
                 f"{LABELS['student_after']} - {LABELS[other]}: {test.mean_difference:+.3f} nDCG@10, "
                 f"p = {test.p_value:.2g} ({verdict})"
             )
+
+
+def _print_rounds(rounds: list[dict[str, Any]], console: Console) -> None:
+    """A column per round: a terminal has room for some rounds, not for all their figures side by side."""
+    table = Table(title="round by round: dev queries, and how hard the negatives were")
+    (title, *rounds_named), *rows = zip(ROUND_COLUMNS, *map(round_cells, rounds), strict=True)
+    table.add_column(title)
+    for name in rounds_named:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

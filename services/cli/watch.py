@@ -19,6 +19,7 @@ _BARS = (
     ("teacher training", "teacher_step", "teacher_total_steps", "teacher_loss"),
     ("pairs scored", "pairs_done", "pairs_total", None),
     ("lists committed", "lists_committed", "lists_total", None),
+    ("ranker training", "ranker_step", "ranker_total_steps", "ranker_loss"),
     ("student training", "step", "total_steps", "loss"),
 )
 _LINE_EVERY_S = 10.0
@@ -62,9 +63,10 @@ def _with_pairs_done(progress: dict[str, Any]) -> dict[str, Any]:
 
 
 def _line(numbers: dict[str, Any]) -> str:
+    """What goes on now: once pairs are scored, the teacher's own training is history."""
     parts = []
     for name, done, total, loss in _BARS:
-        if done in numbers:
+        if done in numbers and not (name == "teacher training" and "pairs_done" in numbers):
             note = f" (loss {numbers[loss]:.3f})" if loss and loss in numbers else ""
             parts.append(f"{name} {numbers[done]:g}/{numbers.get(total, 0):g}{note}")
     return ", ".join(parts)

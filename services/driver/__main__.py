@@ -25,7 +25,7 @@ from services.data_roots import offences, resolve_dataset
 from services.driver.hosting import PoolHost
 from services.driver.journal import StoreJournal
 from services.driver.training_metrics import RayMetrics
-from services.errors import OutsideDataRoots, StaleDriver, TeacherNotDeployable
+from services.errors import OutsideDataRoots, StaleDriver, StateConflict, TeacherNotDeployable
 from services.settings import Settings
 from services.store import DriverSession, Job, Store
 from services.trainer.ray_workers import RayWorkers
@@ -65,7 +65,7 @@ def _attempt(settings: Settings, session: DriverSession, journal: StoreJournal) 
         session.succeed(result)
     except Cancelled:
         session.mark_cancelled()
-    except (PipelineError, OutsideDataRoots, TeacherNotDeployable) as error:
+    except (PipelineError, OutsideDataRoots, StateConflict, TeacherNotDeployable) as error:
         log.warning("job failed", reason=error.reason, error=str(error))
         session.fail(error.reason, _sentence(error))
     except StaleDriver:

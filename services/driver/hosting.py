@@ -14,7 +14,7 @@ from pathlib import Path
 from pipelines.journal import Journal
 from pipelines.spec import TeacherSpec
 from pipelines.teacher.contract import ScoreContract
-from pipelines.teacher.scorer import PairScorer
+from pipelines.teacher.scorer import RankerScorer
 from services.store import DriverSession, Teacher
 from services.teacher_pool.client import Pool, PoolScorer
 from services.teacher_pool.control import application_name
@@ -62,18 +62,28 @@ class PoolHost:
         return "cuda" if self._spec.gpus_per_replica > 0 else "cpu"
 
     @contextmanager
-    def host(self, folder: Path, contract: ScoreContract) -> Iterator[PairScorer]:
+    def host(self, folder: Path, contract: ScoreContract) -> Iterator[RankerScorer]:
         """Score through the pool; it is asked for, and waited for, when the first pair needs a teacher."""
+
+        def replace_weights(newer: Path, contract_of_newer: ScoreContract, weights_version: int) -> None:
+            self._want(folder, contract)
+            self._start_clock()  # of this version's scores: the ranker's own training took part of the last one's
+            self._session.publish_weights(
+                model_dir=str(newer), contract=contract_of_newer.to_dict(), weights_version=weights_version
+            )
+
         yield PoolScorer(
             contract,
             weights_version=0,
             job=self._job_id,
             connect=lambda: self._pool(folder, contract),
+            replace_weights=replace_weights,
             deadline_s=6 * self._hang_after_s,
             report=self._report,
         )
 
-    def _pool(self, folder: Path, contract: ScoreContract) -> Pool:
+    def _want(self, folder: Path, contract: ScoreContract) -> str:
+        """Write down that this job needs the pool; where it has it already, the pool keeps the weights it has."""
         name = application_name(contract)
         auto = self._spec.autoscale
         self._session.use_teacher(
@@ -91,8 +101,11 @@ class PoolHost:
                 calibrations_dir=str(self._calibrations),
             )
         )
-        if auto:
-            self._deadline_at = self._clock() + 60 * auto.finish_within_minutes
+        return name
+
+    def _pool(self, folder: Path, contract: ScoreContract) -> Pool:
+        name = self._want(folder, contract)
+        self._start_clock()
         asked = f"asked for {self._spec.replicas} replicas of {name}"
         self._journal.event("teacher_pool.requested", asked, teacher=name)
         check = self._journal.check_cancelled
@@ -103,6 +116,10 @@ class PoolHost:
         running = wait_until_running(name, check=check, still_waiting=still_waiting)
         self._journal.event("teacher_pool.ready", f"{name}: {running} replicas are up", teacher=name, running=running)
         return connect_pool(name, check=check, still_waiting=still_waiting)
+
+    def _start_clock(self) -> None:
+        if auto := self._spec.autoscale:
+            self._deadline_at = self._clock() + 60 * auto.finish_within_minutes
 
     def _report(self, backlog_tokens: int, tokens_per_second: float | None) -> None:
         self._session.report_demand(

@@ -93,7 +93,7 @@ def _folder(body: NewTeacher, settings: Settings) -> Path:
 
 
 def _contract(body: NewTeacher, folder: Path) -> ScoreContract:
-    from pipelines.preparation import teacher_contract  # noqa: PLC0415 - torch: only who makes a contract needs it
+    from pipelines.job_teacher import teacher_contract  # noqa: PLC0415 - torch: only who makes a contract needs it
 
     try:
         return teacher_contract(

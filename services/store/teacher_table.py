@@ -22,6 +22,8 @@ from services.store.store import Store
 __all__ = ["TeacherTable", "join_teacher"]
 
 _SIZE = frozenset({"mode", "replicas", "min_replicas", "max_replicas"})
+_NO_OWNER = {"owner": ""}
+"""What contracts that were stored before rankers had an owner do not say."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,20 @@ class TeacherTable:
         nobody holds becomes what is asked for.
 
         Raises:
-            StateConflict: the name belongs to a teacher that is in use under another contract.
+            StateConflict: the name belongs to a teacher that is in use under another contract, or to a ranker whose
+                job still gives it new weights.
         """
         now = self.store.clock()
         with self.store.writing() as session:
             row, made = _locked(session, teacher, now)
             if not made and not _held(session, row):
                 row = _write(session, teacher, now)
-            if row.contract != teacher.contract:
+            if _NO_OWNER | row.contract != _NO_OWNER | teacher.contract:
                 raise StateConflict(f"teacher {teacher.name!r} exists, and scores under another contract")
+            if (owner := row.contract.get("owner")) and _is_unfinished(session, owner):
+                raise StateConflict(
+                    f"teacher {teacher.name!r} learns in job {owner}, which gives it new weights; pin it after that"
+                )
             for field in _SIZE:
                 setattr(row, field, getattr(teacher, field))
             row.pinned = row.scaled_by_user = True
@@ -193,6 +200,11 @@ def join_teacher(session: Session, job: JobRow, teacher: Teacher, *, now: float)
 def _held(session: Session, row: TeacherRow) -> bool:
     users = select(JobRow.id).where(JobRow.teacher_name == row.name, JobRow.status.not_in(TERMINAL))
     return row.pinned or session.scalars(users.limit(1)).first() is not None
+
+
+def _is_unfinished(session: Session, job_id: str) -> bool:
+    job = session.get(JobRow, job_id)
+    return job is not None and job.status not in TERMINAL
 
 
 def _is_wanted() -> ColumnElement[bool]:

@@ -4,6 +4,7 @@ Enters: pairs. Leaves: their logits, the version of the weights behind each, and
 reason. Scoring is pure, so repeating is safe. What tells a poison pair from bad luck:
 
     the replica is full, restarting, not there     not the call's doing: repeated, with waits that grow and jitter
+    it has not loaded the newest weights yet       the same, and for as long as Serve has not given up on loading them
     the replica dies or fails with the call        may be the call's doing: after three times it is halved
     the half that is innocent                      is scored; the other is halved again, down to one pair
     a pair alone, twice                            is quarantined
@@ -13,7 +14,7 @@ A hung replica is found by its own health check and killed by Serve, so it arriv
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,12 @@ from services.teacher_pool.messages import ScoreReply
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-__all__ = ["Attempts", "Scores"]
+__all__ = ["Attempts", "OutdatedWeights", "Scores"]
+
+
+class OutdatedWeights(Exception):  # noqa: N818 - a state that passes
+    """A replica has not loaded the weights yet that were published last."""
+
 
 _AWAY = (ActorUnavailableError, BackPressureError, DeploymentUnavailableError, TimeoutError)
 _FAILED_WITH_IT = (ActorDiedError, RayTaskError)
@@ -72,8 +78,10 @@ class Attempts:
     Args:
         handle: of the pool.
         ready: waits until the pool has a replica; asked before each call.
+        reloading: gone through while a replica has older weights, with a wait each; raises when there is no hope.
         job: the job's id, for fair turns and metrics.
-        accepts: the fingerprint that scores of a weights version must carry; None for a version nobody published.
+        accepts: the fingerprint that scores of a weights version must carry; None for a version nobody published;
+            raises `OutdatedWeights` for one whose time is over.
         deadline_s: of one call; above the time after which a replica counts as hung.
         on_retry: told what made a call be repeated.
         breaker: shared by all calls.
@@ -84,6 +92,7 @@ class Attempts:
         handle: "DeploymentHandle",
         *,
         ready: Callable[[], None],
+        reloading: Callable[[], Iterator[None]],
         job: str,
         accepts: Callable[[int], str | None],
         deadline_s: float,
@@ -92,6 +101,7 @@ class Attempts:
     ) -> None:
         self._handle = handle
         self._ready = ready
+        self._reloading = reloading
         self._job = job
         self._accepts = accepts
         self._deadline_s = deadline_s
@@ -164,7 +174,7 @@ class Attempts:
                 on=again, attempts=_ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=15.0, wait_jitter=1.0
             ):
                 with attempt:
-                    return self._checked(self._call(pairs))
+                    return self._newest(pairs)
         except _AWAY as error:
             if self._stopped:
                 raise Cancelled("the call was cancelled") from error
@@ -172,6 +182,16 @@ class Attempts:
                 f"{len(pairs)} pairs could not be scored in {_ATTEMPTS} attempts: {error}"
             ) from error
         raise AssertionError("a retry loop neither returned nor raised")
+
+    def _newest(self, pairs: TokenPairs) -> Scores:
+        """An answer made by the weights that were published last, however long replicas take to load them."""
+        reloading = self._reloading()
+        while True:
+            try:
+                return self._checked(self._call(pairs))
+            except OutdatedWeights as error:
+                self._on_retry(error)
+                next(reloading)
 
     def _call(self, pairs: TokenPairs) -> ScoreReply:
         self._breaker.wait()

@@ -11,14 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.teacher.contract import ScoreContract
 from pipelines.teacher.scorer import ScoreAnswer, ScoreRequest
+from services.errors import TeacherPoolError
 from services.teacher_pool.assembly import Assembly
-from services.teacher_pool.attempts import Attempts, Scores
+from services.teacher_pool.attempts import Attempts, OutdatedWeights, Scores
 from services.teacher_pool.breaker import CircuitBreaker
 from services.teacher_pool.calls import Call, pack_calls
 from services.teacher_pool.metrics import ClientMetrics
@@ -44,6 +47,8 @@ class Pool:
     """How many of them run now; cheap to ask."""
     wait: Callable[[], None] = lambda: None
     """Returns when one runs, at once if one does; a pool that fell asleep takes as long to come back as it takes."""
+    reloading: Callable[[], Iterator[None]] = lambda: repeat(None)
+    """Gone through while replicas load new weights, a moment each; raises when Serve gave up on that."""
 
 
 class PoolScorer:
@@ -55,6 +60,8 @@ class PoolScorer:
         job: the job's id.
         connect: gives the application. Called once, with the first pair that really needs a teacher: a job whose scores
             are all known never asks for a pool.
+        replace_weights: (folder, contract, version): gives the application new weights, in their own time; None where
+            they are never replaced.
         deadline_s: of one call.
         report: told every two seconds, and at the end, how many tokens are still to be scored and how many a replica
             does in a second (None before that is known).
@@ -67,6 +74,7 @@ class PoolScorer:
         weights_version: int,
         job: str,
         connect: Callable[[], Pool],
+        replace_weights: Callable[[Path, ScoreContract, int], None] | None = None,
         deadline_s: float,
         report: Callable[[int, float | None], None] = lambda *_: None,
     ) -> None:
@@ -75,6 +83,7 @@ class PoolScorer:
         self._published = {weights_version: contract.fingerprint}
         self._job = job
         self._connect = connect
+        self._replace_weights = replace_weights
         self._deadline_s = deadline_s
         self._report = report
         self._connecting = threading.Lock()
@@ -96,10 +105,22 @@ class PoolScorer:
         """The newest version that was published."""
         return self._weights_version
 
-    def publish(self, weights_version: int, contract: ScoreContract) -> None:
-        """From now on replicas may also answer with this version of the weights, under its contract."""
+    def publish(self, folder: Path, contract: ScoreContract, weights_version: int) -> None:
+        """Give the pool the weights in `folder`; scores that a replica still makes with older ones are made again."""
+        if self._replace_weights is None:
+            raise TeacherPoolError(f"the weights of {contract.model_id} are not this job's to replace")
+        self.expect(weights_version, contract)
+        self._replace_weights(folder, contract, weights_version)
+
+    def expect(self, weights_version: int, contract: ScoreContract) -> None:
+        """From now on only answers of this version of the weights count, under its contract."""
         self._published[weights_version] = contract.fingerprint
         self._weights_version = max(self._weights_version, weights_version)
+
+    def _accepts(self, weights_version: int) -> str | None:
+        if weights_version < self._weights_version:
+            raise OutdatedWeights(f"a replica still has version {weights_version} of {self._weights_version}")
+        return self._published.get(weights_version)
 
     def score_all(self, requests: Iterable[ScoreRequest], *, expected_pairs: int) -> Iterator[ScoreAnswer]:
         """One answer per request, in the order in which they finish.
@@ -180,8 +201,9 @@ class PoolScorer:
                 self._attempts = Attempts(
                     self._pool.handle,
                     ready=self._pool.wait,
+                    reloading=self._pool.reloading,
                     job=self._job,
-                    accepts=self._published.get,
+                    accepts=self._accepts,
                     deadline_s=self._deadline_s,
                     on_retry=self._note_retry,
                     breaker=CircuitBreaker(),

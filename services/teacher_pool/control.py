@@ -76,6 +76,8 @@ def _application(teacher: Teacher, pools: PoolSettings) -> dict[str, Any]:
             {
                 "name": DEPLOYMENT_NAME,
                 "num_replicas": teacher.replicas,
+                # New weights load in place; by fifths, old replicas would go on with scores that nobody takes.
+                "rolling_update_percentage": 1.0,
                 "max_ongoing_requests": _MOST_CALLS,
                 "request_router_config": {"request_router_class": _ROUTER},
                 "health_check_period_s": 5,

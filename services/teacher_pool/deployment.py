@@ -6,7 +6,7 @@ restarting: then the last answer holds.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ray import serve
@@ -36,7 +36,13 @@ def connect_pool(name: str, *, check: Callable[[], None], still_waiting: Callabl
         if not replicas():
             wait_until_running(name, check=check, still_waiting=still_waiting)
 
-    return Pool(name=name, handle=handle, replicas=replicas, wait=wait)
+    def reloading() -> Iterator[None]:
+        for _, failed, message in _looks(name, check=check, still_waiting=still_waiting):
+            if failed:
+                raise TeacherNotDeployable(f"teacher pool {name} did not take its new weights: {message}")
+            yield
+
+    return Pool(name=name, handle=handle, replicas=replicas, wait=wait, reloading=reloading)
 
 
 def wait_until_running(name: str, *, check: Callable[[], None], still_waiting: Callable[[str], None]) -> int:
@@ -53,19 +59,28 @@ def wait_until_running(name: str, *, check: Callable[[], None], still_waiting: C
     Raises:
         TeacherNotDeployable: Serve gave up on the application; says what Serve says.
     """
-    next_word = time.monotonic() + _WORD_EVERY_S
-    while True:
-        check()
-        try:
-            running, failed, message = _look(name)
-        except (RayError, RayServeException) as error:
-            running, failed, message = 0, False, f"Serve's controller does not answer: {error}"
+    for running, failed, message in _looks(name, check=check, still_waiting=still_waiting):
         if running:
             return running
         if failed:
             raise TeacherNotDeployable(f"teacher pool {name} failed to deploy: {message}")
+    raise AssertionError("looking at an application has no end")
+
+
+def _looks(
+    name: str, *, check: Callable[[], None], still_waiting: Callable[[str], None]
+) -> Iterator[tuple[int, bool, str]]:
+    """What `_look` sees, twice a second; once a minute it is passed on."""
+    next_word = time.monotonic() + _WORD_EVERY_S
+    while True:
+        check()
+        try:
+            found = _look(name)
+        except (RayError, RayServeException) as error:
+            found = 0, False, f"Serve's controller does not answer: {error}"
+        yield found
         if time.monotonic() >= next_word:
-            still_waiting(message)
+            still_waiting(found[2])
             next_word += _WORD_EVERY_S
         time.sleep(0.5)
 

@@ -1,6 +1,6 @@
 """Training workers on the cluster, by Ray Train: placed by their resources, started again when a node is lost.
 
-Enters: a `TrainingTask`. Leaves: what the task leaves in the job's folder. Ray Train makes the process group (NCCL
+Enters: a `GroupTask`. Leaves: what the task leaves in the job's folder. Ray Train makes the process group (NCCL
 where workers book GPUs, else gloo) and starts it anew after a failure, with fewer workers where the spec allows that;
 the loop finds its own newest checkpoint, whose stream position is the same for any number of workers.
 """
@@ -16,9 +16,9 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from pipelines.journal import Journal
 from pipelines.spec import WorkersSpec
-from pipelines.training.training_task import TrainingTask, run_task
+from pipelines.training.group_task import GroupTask, run_task
 
-__all__ = ["RayWorkers"]
+__all__ = ["RayWorkers", "scaling"]
 
 _PLACED_WITHIN_S = 30.0
 
@@ -26,11 +26,9 @@ _PLACED_WITHIN_S = 30.0
 class RayWorkers:
     """Launches `TorchTrainer`s; needs a connection to Ray."""
 
-    def launch(self, task: TrainingTask, journal: Journal) -> "Future[None]":
+    def launch(self, task: GroupTask, journal: Journal) -> "Future[None]":
         """See `WorkerLauncher`."""
-        settings = task.spec.training.workers
-        if settings is None:
-            raise ValueError("the spec names no training.workers")
+        settings = task.workers
         done: Future[None] = Future()
 
         def fit() -> None:
@@ -45,24 +43,29 @@ class RayWorkers:
         return done
 
 
-def _trainer(task: TrainingTask, settings: WorkersSpec) -> Any:
-    on_gpu = settings.gpus_per_worker > 0
-    resources = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if on_gpu else {})
-    fewest = settings.min_count or settings.count
+def _trainer(task: GroupTask, settings: WorkersSpec) -> Any:
     return TorchTrainer(
         _worker,
         train_loop_config={"task": task},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=settings.count if fewest == settings.count else (fewest, settings.count),
-            use_gpu=on_gpu,
-            resources_per_worker=resources,
-        ),
+        torch_config=TorchConfig(backend="nccl" if settings.gpus_per_worker > 0 else "gloo"),
+        scaling_config=scaling(settings),
         run_config=RunConfig(
-            name=f"{task.spec.name}-{task.job_id}-round-{task.number}-{uuid4().hex[:6]}",
+            name=f"{task.name}-{uuid4().hex[:6]}",
             storage_path=str(task.work / "ray_train"),
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
+    )
+
+
+def scaling(settings: WorkersSpec) -> ScalingConfig:
+    """How many workers, of what; a pair of numbers makes Ray Train go on with fewer when a node is lost."""
+    on_gpu = settings.gpus_per_worker > 0
+    resources = {"CPU": settings.cpus_per_worker} | ({"GPU": settings.gpus_per_worker} if on_gpu else {})
+    fewest = settings.min_count or settings.count
+    return ScalingConfig(
+        num_workers=settings.count if fewest == settings.count else (fewest, settings.count),
+        use_gpu=on_gpu,
+        resources_per_worker=resources,
     )
 
 
@@ -73,7 +76,7 @@ def _worker(config: dict[str, Any]) -> None:
     run_task(config["task"])
 
 
-def _say_if_nobody_comes(task: TrainingTask, settings: WorkersSpec, journal: Journal, done: "Future[None]") -> None:
+def _say_if_nobody_comes(task: GroupTask, settings: WorkersSpec, journal: Journal, done: "Future[None]") -> None:
     """A cluster without room makes Ray Train wait without end; the user should know what for."""
 
     def look() -> None:

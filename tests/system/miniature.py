@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from deltalake import DeltaTable
 
 from services.cli.client import GatewayClient
+from services.cli.stack import Stack
 from services.store import TERMINAL
 
 
@@ -22,7 +24,7 @@ def miniature(**sections: Any) -> dict[str, Any]:
             "model": {"id": "./encoder"},
             "max_length": 128,
             "dtype": "fp32",
-            "train": {"max_steps": 8, "dtype": "fp32"},
+            "train": {"max_steps": 3, "dtype": "fp32"},
             "replicas": 2,
             "cpus_per_replica": 0.5,
         },
@@ -32,7 +34,7 @@ def miniature(**sections: Any) -> dict[str, Any]:
         "evaluation": {"max_queries": 40, "rerank_depth": 5, "label_only_control": False},
     }
     for name, fields in sections.items():
-        spec[name] = spec[name] | fields if isinstance(fields, dict) else fields
+        spec[name] = spec.get(name, {}) | fields if isinstance(fields, dict) else fields
     return spec
 
 
@@ -60,6 +62,17 @@ def driver_pids(job_id: str) -> list[int]:
             if b"services.driver" in arguments and job_id.encode() in arguments:
                 found.append(int(entry.name))
     return found
+
+
+def replica_pids(stack: Stack, teacher: str | None) -> set[int]:
+    """Processes of a teacher's running replicas, as this stack's own cluster names them."""
+    token = stack.token_file.read_text().strip()
+    reply = httpx.get(
+        f"{stack.dashboard_url}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}, timeout=30
+    )
+    application = reply.raise_for_status().json()["applications"].get(teacher, {})
+    replicas = application.get("deployments", {}).get("TeacherReplica", {}).get("replicas", [])
+    return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 def ranked_rows(root: Path, job_id: str) -> list[dict[str, object]]:

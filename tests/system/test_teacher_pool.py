@@ -12,9 +12,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from miniature import finished, miniature, ranked_rows
+from miniature import finished, miniature, ranked_rows, replica_pids
 from safetensors.torch import load_file, save_file
 from tiny import save_cross_encoder, write_beir
 
@@ -36,17 +35,6 @@ def teachers(data_root: Path) -> tuple[str, str]:
 
 def untrained(teacher: str, **fields: Any) -> dict[str, Any]:
     return {"model": {"id": teacher}, "train": None, **fields}
-
-
-def replica_pids(stack: Stack, teacher: str | None) -> set[int]:
-    """Processes of a teacher's running replicas, as this stack's own cluster names them."""
-    token = stack.token_file.read_text().strip()
-    reply = httpx.get(
-        f"{stack.dashboard_url}/api/serve/applications/", headers={"Authorization": f"Bearer {token}"}, timeout=30
-    )
-    application = reply.raise_for_status().json()["applications"].get(teacher, {})
-    replicas = application.get("deployments", {}).get("TeacherReplica", {}).get("replicas", [])
-    return {replica["pid"] for replica in replicas if replica["state"] == "RUNNING"}
 
 
 def kill_one_replica(stack: Stack, teacher: str) -> None:
@@ -126,7 +114,9 @@ def test_an_error_inside_a_replica_fails_the_job_in_words(
 ) -> None:
     """What the user can mend arrives as a sentence, not as the traceback of another process, and is not retried."""
     write_beir(data_root / "tiny")
-    spec = miniature(dataset={"path": "tiny"}, teacher=untrained(teachers[0], max_length=8, replicas=1))
+    spec = miniature(
+        dataset={"path": "tiny"}, teacher=untrained(teachers[0], max_length=8, truncation="longest_first", replicas=1)
+    )
     job = finished(client, client.submit(spec)["id"])
     assert (job["status"], job["reason"], job["attempt"]) == ("failed", "invalid_dataset", 1)
     assert job["error"]["message"].startswith("teacher.max_length 8 leaves 5 tokens")

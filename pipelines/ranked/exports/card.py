@@ -56,6 +56,8 @@ def _readme(format_: Format, tables: tuple[TableSpec, ...], manifest: Mapping[st
         "",
         f"- job `{manifest['job_id']}`, round {manifest['round']}",
         f"- score contract `{manifest['contract_fingerprint']}`, data set `{manifest['dataset_fingerprint']}`",
+        f"- scored by {_listed('version', manifest['weights_versions'])} of the teacher's weights",
+        *([f"- candidates found by {_listed('student', manifest['miners'])}"] if manifest["miners"] else []),
         f"- {counts['lists_exported']:,} of {counts['lists']:,} lists",
         f"- {counts['positives']:,} positives, {counts['negatives']:,} negatives",
         *(f"- `data/{table.file_name}`: {counts['rows'][table.name]:,} rows" for table in tables),
@@ -68,6 +70,10 @@ def _readme(format_: Format, tables: tuple[TableSpec, ...], manifest: Mapping[st
         f"Everything about it that a program may want is in `{MANIFEST}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _listed(what: str, found: Mapping[str, int]) -> str:
+    return f"{what} " + ", ".join(f"{name[:16]} ({number:,} lists)" for name, number in found.items())
 
 
 def _header(tables: tuple[TableSpec, ...]) -> list[str]:

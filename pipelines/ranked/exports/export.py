@@ -61,9 +61,13 @@ class ExportReport:
     candidates_left_out: Counter[str] = field(default_factory=Counter)
     """Of all lists, by the filters' reason or because the export takes fewer negatives; those of a list that is
     left out whole for another reason are not counted here."""
+    weights_versions: Counter[str] = field(default_factory=Counter)
+    """Lists by the version of the teacher's weights; above 0 the contract's hash is not theirs (a ranker learned)."""
+    miners: Counter[str] = field(default_factory=Counter)
+    """Lists by the state of the student that found their candidates."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest's `counts` and `left_out`."""
+        """The manifest's `counts`, `weights_versions`, `miners` and `left_out`."""
         return {
             "counts": {
                 "lists": self.lists,
@@ -72,6 +76,8 @@ class ExportReport:
                 "negatives": self.negatives,
                 "rows": dict(self.rows),
             },
+            "weights_versions": dict(sorted(self.weights_versions.items())),
+            "miners": dict(sorted(self.miners.items())),
             "left_out": {
                 "lists": dict(sorted(self.lists_left_out.items())),
                 "candidates": dict(sorted(self.candidates_left_out.items())),
@@ -111,6 +117,8 @@ def export_lists(
         report = ExportReport()
         with TableFiles(scratch / "data", tables) as files:
             for rows in lists.chunks(round_of_lists.job_id, round_of_lists.round_number):
+                report.weights_versions.update(map(str, rows["weights_version"].to_pylist()))
+                report.miners.update(miner for miner in rows["miner"].to_pylist() if miner is not None)
                 _write(rows, files, report, format_=format_, texts=texts, selection=selection)
         report.rows = files.num_rows
         facts = {

@@ -147,7 +147,7 @@ def test_a_reader_sees_chunks_that_another_object_commits(tmp_path: Path) -> Non
     assert reader.chunk_ids() == {4}
     assert lists.rounds() == [RoundOfLists("job", 0, num_lists=2)]
     chunk = reader.read(4, 4)
-    assert chunk.column_names == ["query_id", "chunk_id", "weights_version", "candidates"]
+    assert chunk.column_names == ["query_id", "chunk_id", "weights_version", "candidates", "miner"]
     assert chunk["query_id"].to_pylist() == ["q1", "q2"]
     with pytest.raises(RankedListsError, match=r"chunks 4 to 5 .* not all committed"):
         reader.read(4, 5)
@@ -156,12 +156,12 @@ def test_a_reader_sees_chunks_that_another_object_commits(tmp_path: Path) -> Non
 def test_a_data_file_says_by_itself_how_its_scores_were_made(tmp_path: Path) -> None:
     # Somebody finds it years later, away from its table.
     lists = RankedLists(tmp_path, CONTRACT, dataset_fingerprint="f00d")
-    lists.commit_chunk(ranked_chunk(0, ["q"]), **FILED, chunk_id=0, miner="untrained")
+    lists.commit_chunk(ranked_chunk(0, ["q"], miner="untrained"), **FILED, chunk_id=0)
     (path,) = tmp_path.glob("job_id=job/round=0/*.parquet")
     footer = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
     assert ScoreContract.from_dict(json.loads(footer["dualdistill.contract"])) == CONTRACT
     assert footer["dualdistill.dataset_fingerprint"] == lists.dataset_fingerprint == "f00d"
-    assert footer["dualdistill.miner"] == "untrained"
+    assert pq.ParquetFile(path).read()["miner"].to_pylist() == ["untrained"]
     assert footer["dualdistill.code_version"] == version("dualdistill")
 
 

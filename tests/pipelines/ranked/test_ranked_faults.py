@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from lists_for_tests import CONTRACT, ranked_chunk
 
 from pipelines.errors import RankedListsError
 from pipelines.ranked.reader import RoundReader
+from pipelines.ranked.schema import RANKED_SCHEMA, check_schema
 from pipelines.ranked.table import RankedLists
 from pipelines.ranked.upkeep import compact
 
@@ -170,6 +172,13 @@ def test_a_table_of_another_schema_is_refused(tmp_path: Path) -> None:
         RankedLists(tmp_path / "newer", CONTRACT)
     with pytest.raises(RankedListsError, match="there are no ranked lists at"):
         RankedLists.existing(tmp_path / "nowhere")
+
+
+def test_a_table_from_before_a_column_was_added_goes_on(tmp_path: Path) -> None:
+    earlier = pa.schema([field for field in RANKED_SCHEMA if field.name != "miner"])
+    check_schema(earlier, 1, where="here")
+    with pytest.raises(RankedListsError, match="no column 'weights_version'"):
+        check_schema(pa.schema([f for f in earlier if f.name != "weights_version"]), 1, where="here")
 
 
 def test_columns_that_a_later_version_added_are_passed_over(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pipelines.candidates.schema import CANDIDATES_SCHEMA
 from pipelines.errors import RankedListsError
 from pipelines.ranked.schema import RANKED_SCHEMA, rank_candidates
 
-FILED = {"job_id": "job", "round_number": 2, "chunk_id": 5, "weights_version": 1}
+FILED = {"job_id": "job", "round_number": 2, "chunk_id": 5, "weights_version": 1, "miner": "c0ffee"}
 
 
 def ranked(table: pa.Table, logits: list[float]) -> pa.Table:
@@ -33,6 +33,7 @@ def test_candidates_are_sorted_with_all_their_columns() -> None:
             "chunk_id": 5,
             "weights_version": 1,
             "candidates": [{**other, "teacher_logit": 2.0}, {**mined, "teacher_logit": -1.0}],
+            "miner": "c0ffee",
         }
     ]
 

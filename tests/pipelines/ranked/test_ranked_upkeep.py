@@ -105,17 +105,31 @@ def test_other_jobs_and_large_files_are_left_alone(lists: RankedLists, monkeypat
 
 def test_a_compacted_file_says_what_its_parts_said(lists: RankedLists) -> None:
     # How the scores were made must not be lost with the small files, which are all that a round has at first.
-    for chunk_id, miner in enumerate(["untrained", "untrained", "c0ffee"]):
-        rows = ranked_chunk(chunk_id, [f"q{chunk_id}"])
-        lists.commit_chunk(rows, job_id="job", round_number=0, chunk_id=chunk_id, miner=miner)
+    miners = ["untrained", None, "c0ffee"]
+    for chunk_id, miner in enumerate(miners):
+        rows = ranked_chunk(chunk_id, [f"q{chunk_id}"], miner=miner)
+        lists.commit_chunk(rows, job_id="job", round_number=0, chunk_id=chunk_id)
     filesystem = lists.location.filesystem()
     before = DataFileReader(filesystem, lists.files()[0].path).footer
     compact(lists, "job", 0)
-    after = DataFileReader(filesystem, lists.files()[0].path).footer
-    assert after == before | {"dualdistill.miner": "untrained, c0ffee"}
-    assert set(after) == {
-        f"dualdistill.{key}" for key in ("contract", "dataset_fingerprint", "code_version", "schema_version", "miner")
+    (entry,) = lists.files()
+    reader = DataFileReader(filesystem, entry.path)
+    assert reader.footer == before
+    assert set(before) == {
+        f"dualdistill.{key}" for key in ("contract", "dataset_fingerprint", "code_version", "schema_version")
     }
+    assert pa.concat_tables(reader.row_groups())["miner"].to_pylist() == miners
+
+
+def test_files_from_before_a_column_was_added_are_read_and_joined(lists: RankedLists) -> None:
+    commit(lists, 0, 1)
+    path = Path(lists.location.url) / lists.files()[0].path
+    rows = pq.ParquetFile(path).read()
+    pq.write_table(rows.drop_columns(["miner"]), path)
+    read = list(lists.chunks("job", 0))
+    assert [block.column_names for block in read] == [rows.column_names] * 2
+    assert compact(lists, "job", 0) == 1
+    assert pa.concat_tables(lists.chunks("job", 0)).equals(pa.concat_tables(read))
 
 
 def test_files_of_a_later_version_are_not_joined(lists: RankedLists) -> None:

@@ -51,7 +51,7 @@ class ScriptedHost:
                 for key, logits in outer.script(requests, score):
                     yield ScoreAnswer(key, logits, weights_version=0)
 
-        yield Scripted(contract, lambda: engine)
+        yield Scripted(contract, lambda *_: engine, folder)
 
 
 def at_once(function: Callable[[ControlTask], PerQuery], task: ControlTask) -> "Future[PerQuery]":
@@ -87,6 +87,11 @@ def run(
             lists_url=lists_url,
         )
     )
+
+
+def job_work(root: Path, job_id: str = "job") -> Path:
+    """Where a job keeps what it needs to go on."""
+    return root / "jobs" / job_id / "work"
 
 
 def student_bytes(root: Path, job_id: str = "job") -> bytes:

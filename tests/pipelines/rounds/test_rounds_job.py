@@ -256,7 +256,7 @@ def test_candidates_are_mined_once(tmp_path: Path) -> None:
 
     path = tmp_path / "work" / "candidates.parquet"
     path.parent.mkdir()
-    path.with_suffix(".partial").write_bytes(b"an earlier attempt died here")
+    path.with_name(f".{path.name}.partial").write_bytes(b"an earlier attempt died here")
     assert mine_once(path, mine).read() == mine_once(path, mine).read()
     assert calls == [1]
     assert [entry.name for entry in path.parent.iterdir()] == ["candidates.parquet"]
@@ -290,3 +290,15 @@ def test_a_teacher_that_is_never_sure_is_an_error_when_nothing_else_teaches(tiny
     )
     with pytest.raises(DataError, match=r"min_confidence 1\.0"):
         run(tiny_root, tmp_path / "root", spec)
+
+
+def test_a_query_that_no_pair_has_room_for_ends_the_job_before_it_trains(tiny_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_root, tmp_path / "roots")
+    queries = tmp_path / "roots" / "data" / "queries.jsonl"
+    lines = [json.loads(line) for line in queries.read_text(encoding="utf-8").splitlines()]
+    lines[3]["text"] += "," * 60
+    queries.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    journal = RecordingJournal()
+    with pytest.raises(DataError, match=f"1 queries leave no room .* '{lines[3]['_id']}'"):
+        run(tmp_path / "roots", tmp_path, tiny_spec(), journal=journal)
+    assert journal.phases == ["mining"]

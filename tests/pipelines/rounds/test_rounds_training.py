@@ -6,20 +6,20 @@ Why: each part is proven by itself elsewhere; here is that a job's spec reaches 
 import json
 import multiprocessing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from jobs_for_tests import run
+from mortal_tasks import mortal
 from safetensors.torch import load_file
 from tiny import RecordingJournal, spec_data, tiny_spec
 
 from pipelines.errors import Cancelled, DataError
 from pipelines.spec import DistillationSpec, SpecError, parse_spec
-
-if TYPE_CHECKING:
-    from multiprocessing.context import SpawnProcess
+from pipelines.training import local_workers
+from pipelines.training.group_task import GroupTask
 
 
 def curve(root: Path, job: str = "job") -> list[dict[str, Any]]:
@@ -67,23 +67,24 @@ def test_two_workers_train_what_one_process_trains(
     assert any((root / "jobs/job/metrics/tensorboard").glob("events.out.tfevents.*")), "the first worker keeps curves"
 
 
-def test_a_worker_that_dies_is_started_again_and_nothing_is_lost(
-    together: tuple[Path, RecordingJournal], tiny_root: Path, tmp_path: Path
+def test_a_group_goes_on_with_fewer_workers(
+    together: tuple[Path, RecordingJournal], tiny_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = RecordingJournal()
-    killed: list[SpawnProcess] = []
+    """What a cluster does that has lost a node: the losses are those of the whole group, to rounding."""
+    journal, sizes = RecordingJournal(), []
+    one_group = local_workers._one_group
 
-    def kill_once(numbers: dict[str, float | str]) -> None:
-        if numbers.get("step") == 5 and not killed:
-            killed.append(multiprocessing.active_children()[-1])
-            killed[0].kill()
+    def shrinking(task: GroupTask, count: int) -> list[int]:
+        sizes.append(count - len(sizes))
+        return one_group(task, sizes[-1])
 
-    journal.on_progress = kill_once
-    run(tiny_root, tmp_path, with_workers(2, rounds=2), journal=journal)
-    assert killed
-    assert len(journal.named("training.workers.failed")) == 1
-    whole, again = weights(together[0]), weights(tmp_path)
-    assert all(whole[name].equal(again[name]) for name in whole)
+    monkeypatch.setattr(local_workers, "_one_group", shrinking)
+    mortal(monkeypatch, tmp_path, step=5)
+    run(tiny_root, tmp_path, with_workers(2), journal=journal)
+    assert sizes == [2, 1]
+    whole, fewer = [[point for point in curve(root) if point["round"] == 0] for root in (together[0], tmp_path)]
+    by_step = {point["step"]: point["loss"] for point in fewer}  # a repeated step's last word
+    assert by_step == pytest.approx({point["step"]: point["loss"] for point in whole}, rel=2e-4)
 
 
 def test_an_error_that_would_come_again_is_raised_once(tiny_root: Path, tmp_path: Path) -> None:

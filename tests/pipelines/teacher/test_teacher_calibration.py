@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import save_cross_encoder
 
 from pipelines.errors import DataError
@@ -135,12 +137,20 @@ def test_the_first_to_finish_decides_for_all(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["x.json"]
 
 
-def test_an_engine_takes_what_is_kept_for_its_contract(teacher_folder: Path, tmp_path: Path) -> None:
-    contract = contract_of(teacher_folder, model_id="t", revision=None, max_length=48, dtype="fp32", backend="torch")
+def test_an_engine_takes_what_is_kept_for_teachers_of_its_shape(
+    teacher_folder: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A ranker's next version above all: its replicas do not measure anew."""
+    newer = Path(shutil.copytree(teacher_folder, tmp_path_factory.mktemp("newer") / "ranker"))
+    weights = load_file(newer / "model.safetensors")
+    save_file({name: value + 0.01 for name, value in weights.items()}, newer / "model.safetensors", {"format": "pt"})
 
-    def load() -> int:
+    def load(folder: Path = teacher_folder, max_length: int = 48) -> int:
+        contract = contract_of(
+            folder, model_id="t", revision=None, max_length=max_length, dtype="fp32", backend="torch"
+        )
         return load_engine(
-            teacher_folder, contract, device=torch.device("cpu"), threads=1, calibrations=tmp_path
+            folder, contract, device=torch.device("cpu"), threads=1, calibrations=tmp_path
         ).tokens_per_batch
 
     first = load()
@@ -150,7 +160,9 @@ def test_an_engine_takes_what_is_kept_for_its_contract(teacher_folder: Path, tmp
     assert kept.lengths[-1] == 48
     assert all(seconds > 0 for seconds in kept.seconds_per_pair)
     path.write_text(json.dumps(dataclasses.asdict(kept) | {"tokens_per_batch": 777}), encoding="utf-8")
-    assert load() == 777
+    assert load() == load(newer) == 777
+    load(max_length=32)
+    assert len(list(tmp_path.iterdir())) == 2, "shorter pairs are another workload"
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"device": "x", "tokens_per_batch": "many"}'])

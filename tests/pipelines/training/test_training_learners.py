@@ -24,11 +24,12 @@ from pipelines.objectives.info_nce import info_nce_loss
 from pipelines.objectives.list_kl import list_kl_loss
 from pipelines.objectives.margin_mse import margin_mse_loss
 from pipelines.ranked.tail import StreamPosition
+from pipelines.rounds import ranker_round
 from pipelines.spec import DistillationSpec
 from pipelines.student.model import DualEncoder
 from pipelines.teacher.contract import contract_of
 from pipelines.teacher.engine import load_engine
-from pipelines.training import label_only, loop, teacher
+from pipelines.training import label_only, loop, ranker_fitting, teacher
 from pipelines.training.encoding import EncodingSettings
 from pipelines.training.label_only import train_label_only
 from pipelines.training.labelled import labelled_rows
@@ -50,7 +51,8 @@ def weights(model: torch.nn.Module) -> bytes:
 
 def test_one_loop_trains_them_all() -> None:
     # A second loop would be a second place to forget clipping, checkpoints or the NaN check.
-    assert teacher.train is loop.train
+    assert teacher.fit_ranker is ranker_round.fit_ranker is ranker_fitting.fit_ranker
+    assert ranker_fitting.train is loop.train
     assert label_only.train is loop.train
 
 

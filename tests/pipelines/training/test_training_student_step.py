@@ -90,8 +90,8 @@ def test_labels_teach_the_contrastive_head_and_the_teacher_the_other(batch: List
         relevant=by_labels["relevant"],
     )
     distillation = list_kl_loss(by_teacher["student_scores"], by_teacher["teacher_scores"], by_teacher["mask"])
-    assert losses["info_nce"].item() == pytest.approx(contrastive.item(), rel=1e-6)
-    assert losses["list_kl"].item() == pytest.approx(distillation.item(), rel=1e-6)
+    assert losses["info_nce"].item() == pytest.approx(contrastive.item(), rel=1e-5)
+    assert losses["list_kl"].item() == pytest.approx(distillation.item(), rel=1e-5)
 
 
 def test_with_matryoshka_every_term_is_the_mean_over_the_full_vector_and_its_prefixes(

@@ -1,11 +1,13 @@
 """The table at the end of a job: what a person decides on, so its numbers and its words must be the result's."""
 
+import re
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from pipelines.evaluation.result import SYSTEMS, summarise
+from pipelines.rounds.figures import Hardness, RoundFigures
 from services.cli.results import print_result
 
 
@@ -21,7 +23,7 @@ def per_query(value: float, spread: float = 0.0) -> dict[str, dict[str, float]]:
 
 
 def test_every_system_is_a_row_and_the_gap_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    systems = dict(zip(SYSTEMS, map(per_query, (0.5, 0.4, 0.45, 0.7, 0.8)), strict=True))
+    systems = dict(zip(SYSTEMS, map(per_query, (0.5, 0.4, 0.45, 0.7, 0.75, 0.8)), strict=True))
     text = shown(summarise(systems, num_documents=1234).to_dict(), capsys)
     assert "20 held-out queries, 1234 documents" in text
     rows = [
@@ -29,6 +31,7 @@ def test_every_system_is_a_row_and_the_gap_is_said(capsys: pytest.CaptureFixture
         ("Student, before", "0.400"),
         ("Student, labels only (control)", "0.450"),
         ("Student, distilled", "0.700"),
+        ("Ranker before the rounds", "0.750"),
         ("Teacher, re-ranking", "0.800"),
     ]
     lines = iter(text.splitlines())
@@ -61,3 +64,24 @@ def test_without_a_better_teacher_no_gap_is_claimed(capsys: pytest.CaptureFixtur
 
 def test_a_job_without_a_test_split_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing was measured" in shown(None, capsys)
+
+
+def test_a_narrow_terminal_shows_every_figure_of_every_round(capsys: pytest.CaptureFixture[str]) -> None:
+    """Eighty characters: eleven figures side by side were cut to one digit each."""
+    rounds = [
+        RoundFigures(
+            round=number,
+            weights_version=number + 1,
+            student={"nDCG@10": 0.5 + number / 10, "RR@10": 0.4, "R@5": 0.61},
+            entropy=1.5,
+            hardness=None if number < 0 else Hardness(0.125, 4.0, 0.012),
+        ).to_dict()
+        for number in range(-1, 4)
+    ]
+    print_result({"evaluation": None, "rounds": rounds}, Console(width=80, highlight=False))
+    lines = capsys.readouterr().out.splitlines()
+    assert "…" not in "".join(lines)
+    (student,) = [line for line in lines if "student nDCG@10" in line]
+    assert re.findall(r"0\.\d{3}", student) == ["0.400", "0.500", "0.600", "0.700", "0.800"]
+    (fooled,) = [line for line in lines if "ranker fooled" in line]
+    assert re.findall(r"0\.\d{3}|–", fooled) == ["–", *["0.012"] * 4]

@@ -96,6 +96,14 @@ def test_without_a_terminal_numbers_come_every_ten_seconds(seconds: list[float],
     assert lines == [f"   10 s  {sentence}", f"   20 s  {sentence}"]
 
 
+def test_a_ranker_that_learns_is_seen_and_its_first_training_is_history(seconds: list[float], capsys: Any) -> None:
+    teacher = {"teacher_step": 80, "teacher_total_steps": 80, "teacher_loss": 0.2, "pairs_scored": 7, "pairs_total": 9}
+    ranker = {"ranker_step": 3, "ranker_total_steps": 60, "ranker_loss": 0.25}
+    client = ScriptedClient(*[("running", teacher | ranker, [])] * 3, ("succeeded", teacher | ranker, []))
+    _, lines = follow(client, capsys)
+    assert lines == ["   10 s  pairs scored 7/9, ranker training 3/60 (loss 0.250)"]
+
+
 def test_numbers_that_are_not_there_yet_are_left_out(seconds: list[float], capsys: Any) -> None:
     """While the teacher learns there is nothing else to show, and its total may come later."""
     client = ScriptedClient(

@@ -11,7 +11,7 @@ import pytest
 from ray.serve import schema
 from tiny import save_cross_encoder, tiny_spec
 
-from pipelines.preparation import teacher_contract
+from pipelines.job_teacher import teacher_contract
 from services.gateway.pool_states import PoolState
 from services.store import DriverSession, ReconcilerSession, Teacher, TeacherTable
 from services.teacher_pool.control import application_name

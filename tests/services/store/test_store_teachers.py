@@ -221,6 +221,18 @@ def test_pinning_a_pool_in_use_keeps_its_weights(table, driver):
     assert (pinned.pinned, pinned.replicas) == (True, 1)
 
 
+def test_a_ranker_that_still_learns_is_not_pinned(table, driver):
+    """Its job's next weights would be refused then, and the job would fail."""
+    job_id, session = driver()
+    learning = a_teacher(contract={**CONTRACT, "owner": job_id})
+    session.use_teacher(learning)
+    with pytest.raises(StateConflict, match=f"learns in job {job_id}, which gives it new weights"):
+        table.pin(learning)
+    session.publish_weights(model_dir="newer", contract=learning.contract, weights_version=1)
+    session.succeed({})
+    assert table.pin(learning).pinned
+
+
 def test_pinning_a_pool_that_nobody_holds_makes_it_anew(table, driver):
     """Or a teacher that was once pinned with too few CPUs could never get more."""
     table.pin(a_teacher(cpus_per_replica=4.0))

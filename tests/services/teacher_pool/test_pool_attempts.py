@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from tiny import byte_pairs
 
 from pipelines.errors import Cancelled, ContractError, DataError, ModelError
-from services.errors import TeacherPoolError
-from services.teacher_pool.attempts import Attempts
+from services.errors import TeacherNotDeployable, TeacherPoolError
+from services.teacher_pool.attempts import Attempts, OutdatedWeights
 from services.teacher_pool.breaker import CircuitBreaker
 
 TRANSIENT: dict[str, Callable[[], Exception]] = {
@@ -42,6 +43,7 @@ def no_waiting() -> Iterator[None]:
 def attempts(handle: Handle, *, retried: list[BaseException] | None = None, **fields: Any) -> Attempts:
     defaults: dict[str, Any] = {
         "ready": lambda: None,
+        "reloading": lambda: repeat(None),
         "job": "job-1",
         "accepts": {VERSION: CONTRACT.fingerprint}.get,
         "deadline_s": 600.0,
@@ -264,3 +266,37 @@ def test_when_nothing_succeeds_calls_stop_knocking() -> None:
 
     with pytest.raises(TeacherPoolError, match="has not answered for"):
         attempts(Handle(answer), breaker=breaker).score(pairs(many(2)))
+
+
+def only_newer(version: int) -> str | None:
+    if version < VERSION:
+        raise OutdatedWeights(version)
+    return CONTRACT.fingerprint
+
+
+def test_weights_may_take_any_time_to_load() -> None:
+    """More answers of the old ones than a call has attempts; each is one wait, and none counts against the pool."""
+    versions = iter([VERSION - 1] * 70 + [VERSION])
+    waits: list[int] = []
+    handle = Handle(lambda texts: reply(texts, version=next(versions)))
+
+    def reloading() -> Iterator[None]:
+        while True:
+            waits.append(1)
+            yield
+
+    found = attempts(handle, accepts=only_newer, reloading=reloading).score(pairs(many(3)))
+    assert list(found.versions) == [VERSION] * 3
+    assert len(waits) == 70
+
+
+def test_weights_that_nothing_can_load_end_the_call_at_once() -> None:
+    handle = Handle(lambda texts: reply(texts, version=VERSION - 1))
+
+    def reloading() -> Iterator[None]:
+        yield
+        raise TeacherNotDeployable("no such weights")
+
+    with pytest.raises(TeacherNotDeployable, match="no such weights"):
+        attempts(handle, accepts=only_newer, reloading=reloading).score(pairs(many(3)))
+    assert sum(handle.calls.values()) == 2

@@ -172,7 +172,7 @@ def test_new_weights_are_answered_with_once_they_are_published() -> None:
     for found in pool.score_all(requests(12), expected_pairs=768):
         versions.append(found.weights_version)
         if len(versions) == 4:
-            pool.publish(VERSION + 1, newer)
+            pool.expect(VERSION + 1, newer)
             refreshed.set()
     assert set(versions) == {VERSION, VERSION + 1}
     assert versions[-1] == pool.weights_version == VERSION + 1

@@ -1,37 +1,34 @@
-"""A round's training as one self-contained task: what each of several workers is given.
+"""A round's training of the student, by several workers.
 
-Enters: a `TrainingTask`, nothing that does not pickle, in a process that belongs to a process group. Leaves: the
-trained step in `task.snapshot`, written by the first worker. Whoever starts workers (Ray Train in the service,
-processes of this machine in `local_workers`) calls `run_task` in each.
+Enters: a `StudentTask`, in each worker. Leaves: the trained step in `task.snapshot`, written by the first one.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipelines.corpus.dataset import load_dataset
-from pipelines.devices import resolve_device, seed_everything, use_threads
-from pipelines.errors import Cancelled, PipelineError
-from pipelines.pretrained import quiet_loading
+from pipelines.devices import resolve_device, seed_everything
 from pipelines.ranked.table import RankedLists
-from pipelines.spec import DistillationSpec
+from pipelines.spec import DistillationSpec, WorkersSpec
 from pipelines.student.model import load_student
 from pipelines.training.dev_set import DevSet
 from pipelines.training.fitting import needs_previous_student
 from pipelines.training.run_metrics import run_loggers
+from pipelines.training.snapshots import EarlySnapshot, save_step
 from pipelines.training.student_step import StudentStep
 from pipelines.training.student_stream import TrainingInputs
 from pipelines.training.student_training import new_step, train_student
 from pipelines.training.worker_channel import WorkerSide
 from pipelines.training.workers import Workers
 
-__all__ = ["TrainingTask", "run_task", "save_step"]
+__all__ = ["StudentTask"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """What a worker needs. Folders must be readable where it runs, `work` writable as well."""
+class StudentTask:
+    """See `GroupTask`."""
 
     job_id: str
     spec: DistillationSpec
@@ -55,36 +52,34 @@ class TrainingTask:
     """Of earlier rounds."""
     metrics: Path
     """Where curves go."""
+    early: EarlySnapshot | None = None
+    """Also keep the step as it is before the round's end."""
+
+    @property
+    def name(self) -> str:
+        """See `GroupTask`."""
+        return f"{self.spec.name}-{self.job_id}-round-{self.number}"
 
     @property
     def channel(self) -> Path:
-        """Where the job and its workers talk."""
+        """See `GroupTask`."""
         return self.work / "workers" / f"round-{self.number}"
 
+    @property
+    def workers(self) -> WorkersSpec:
+        """See `GroupTask`."""
+        if self.spec.training.workers is None:
+            raise ValueError("the spec names no training.workers")
+        return self.spec.training.workers
 
-def run_task(task: TrainingTask) -> None:
-    """Train as one of torch's default process group.
-
-    An error that another attempt would meet again is told to the job and ends every worker without a failure, so that
-    nobody starts them again; any other is raised.
-    """
-    workers = Workers.here()
-    channel = WorkerSide(task.channel, speaks=workers.leads)
-    quiet_loading()
-    if task.spec.training.workers:
-        use_threads(task.spec.training.workers.cpus_per_worker)
-    try:
-        step = _train(task, channel, workers)
-    except Cancelled:
-        return
-    except PipelineError as error:
-        channel.failed(error)
-        return
-    if workers.leads:
-        save_step(step, task.snapshot)
+    def train(self, channel: WorkerSide, workers: Workers) -> None:
+        """See `GroupTask`."""
+        step = _train(self, channel, workers)
+        if workers.leads:
+            save_step(step, self.snapshot)
 
 
-def _train(task: TrainingTask, channel: WorkerSide, workers: Workers) -> StudentStep:
+def _train(task: StudentTask, channel: WorkerSide, workers: Workers) -> StudentStep:
     spec = task.spec
     dataset = load_dataset(spec.dataset, task.dataset_folder)
     seed_everything(spec.seed)  # the job's own process did the same before it loaded its student
@@ -110,16 +105,9 @@ def _train(task: TrainingTask, channel: WorkerSide, workers: Workers) -> Student
             watch=channel.check_cancelled,
             loggers=(*run_loggers(spec, task.metrics, task.job_id, channel), channel) if workers.leads else (),
             steps_before=task.steps_before,
+            early=task.early,
             workers=workers,
         ),
         step,
     )
     return step
-
-
-def save_step(step: StudentStep, path: Path) -> None:
-    """Write everything a step has learned, whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".partial")
-    save_file({name: value.contiguous().clone() for name, value in step.state_dict().items()}, scratch)
-    scratch.rename(path)

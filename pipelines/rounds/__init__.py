@@ -1,0 +1,1 @@
+"""Mine -> score -> train, again and again: `distillation`, or with a ranker that learns along, `adversarial`."""
