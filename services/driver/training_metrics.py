@@ -45,12 +45,17 @@ class RayMetrics:
     def __init__(self, job: str) -> None:
         self._job = job
         self._gauges: dict[str, Gauge] = {}
+        self._latest: dict[str, float] = {}
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Set the gauges; they stay as they are until the next call or the end of the process."""
+        """Set the gauges, those of numbers that are measured less often to what they were.
+
+        Ray exports a gauge once for each time that it is set.
+        """
         if not self._gauges:
             self._gauges = {name: Gauge(name, meaning, tags) for name, (meaning, tags) in GAUGES.items()}
-        for reading in readings(step, values):
+        self._latest |= values
+        for reading in readings(step, self._latest):
             self._gauges[reading.gauge].set(reading.value, {"job": self._job, **reading.tags})
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class ReplicaMetrics:
         self._depth.set(depth, self._tags(job))
 
     def weights(self, version: int) -> None:
-        """The replica computes with this version from now on."""
+        """The replica computes with this version."""
         self._version.set(version, self._tags(""))
 
     def _tags(self, job: str) -> dict[str, str]:

@@ -61,15 +61,18 @@ class TeacherReplica:
                 self._teacher = _Teacher(await asyncio.to_thread(_load, config), config["weights_version"])
                 if before is not None:
                     before.retire()
-                self._metrics.weights(config["weights_version"])
             self._configured = config
 
     def check_health(self) -> None:
         """Serve asks regularly, and replaces a replica that raises: here one whose engine never comes back.
 
+        Each time the version of the weights is said anew, because Ray exports a gauge once per value that it is given.
+
         Raises:
             RuntimeError: a call has begun no batch, and not ended, for `hang_after_s`.
         """
+        if self._teacher is not None:
+            self._metrics.weights(self._teacher.weights_version)
         hang_after_s = self._configured.get("hang_after_s", math.inf)
         quiet = time.monotonic() - min(self._alive.values(), default=math.inf)
         if quiet > hang_after_s:

@@ -132,7 +132,7 @@ def pool_cluster(faults: Path) -> Iterator[PoolCluster]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_metrics_report_interval_ms": "3000",
         "DUALDISTILL_TEST_FAULTS": str(faults),
         "PYTHONPATH": str(Path(__file__).with_name("ray_side")),
     }

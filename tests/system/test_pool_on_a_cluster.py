@@ -279,22 +279,23 @@ def test_ray_exports_the_pool_s_numbers_with_teacher_and_job(cluster: PoolCluste
     )
     pattern = re.compile(rf"^ray_dualdistill_({wanted}){{.*{tags}.*}} (\S+)$", re.MULTILINE)
 
-    def found() -> dict[str, float]:
-        numbers: dict[str, float] = Counter()
+    numbers: dict[str, float] = Counter()
+
+    def all_are_there() -> bool:
+        numbers.clear()
         for text in cluster.exported():
             for name, _, value in pattern.findall(text):
                 numbers[name] += float(value)
-        return numbers
+        return names <= numbers.keys() and numbers["backlog_tokens"] == 0
 
     names = set(re.sub(r"_\(.*?\)", "_count", wanted).split("|"))
     # An export every few seconds: the first that has every name may still be of the time when the job scored.
-    cluster.until(lambda: names <= found().keys() and found()["backlog_tokens"] == 0, within_s=60)
-    numbers = found()
+    cluster.until(all_are_there, within_s=60)
     assert numbers["retries_total"] == sum(scorer.retried.values()) >= 1
     assert 0 < numbers["padding_waste"] < 1
     assert numbers["tie_rate"] == 0
     version = re.compile(rf'^ray_dualdistill_weights_version{{.*teacher="{teacher.name}".*}} 0', re.MULTILINE)
-    # The replica that came for the dead one says so with its next export.
+    # The replica that came for the dead one says so whenever it is asked for its health.
     cluster.until(lambda: any(version.search(text) for text in cluster.exported()), within_s=60)
 
 

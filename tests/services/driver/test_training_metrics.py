@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+from ray.util.metrics import Gauge
+
 from pipelines.training.step_metrics import METRIC_NAMES
 from services.driver.training_metrics import GAUGES, RayMetrics, Reading, readings
 from services.store import DriverSession, Store
@@ -40,6 +43,23 @@ def test_ray_takes_them_before_it_is_started() -> None:
     metrics.log(1, VALUES)
     metrics.log(11, VALUES)
     metrics.close()
+
+
+def test_what_is_measured_less_often_is_set_with_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets a gauge that is not set again."""
+    numbers: list[tuple[float, dict[str, str]]] = []
+    metrics = RayMetrics("job-1")
+    metrics.log(1, VALUES)
+    monkeypatch.setattr(Gauge, "set", lambda self, value, tags: numbers.append((value, tags)))
+    metrics.log(11, {"loss": 1.25, "loss/list_kl": 0.75})
+    assert numbers == [
+        (11, {"job": "job-1"}),
+        (1.25, {"job": "job-1"}),
+        (0.75, {"job": "job-1", "term": "list_kl"}),
+        (0.04, {"job": "job-1", "term": "info_nce", "parameter": "temperature"}),
+        (0.25, {"job": "job-1"}),
+        (17.0, {"job": "job-1"}),
+    ]
 
 
 def test_the_gauges_are_in_the_documents() -> None:

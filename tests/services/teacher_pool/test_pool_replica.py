@@ -21,6 +21,7 @@ from pipelines.teacher.contract import ScoreContract, contract_of
 from pipelines.teacher.engine import load_engine
 from pipelines.tokens import TokenPairs
 from services.teacher_pool.messages import ScoreReply
+from services.teacher_pool.metrics import ReplicaMetrics
 from services.teacher_pool.replica import TeacherReplica
 
 TOKEN = "the-cluster-s-token"  # noqa: S105 - of a test
@@ -283,21 +284,38 @@ def test_a_call_that_never_ends_makes_the_replica_unhealthy(teacher: Path) -> No
     asyncio.run(look())
 
 
+def test_the_version_in_use_is_said_anew_with_each_health_check(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray forgets a gauge that is not set again."""
+    said: list[int] = []
+    monkeypatch.setattr(ReplicaMetrics, "weights", lambda self, version: said.append(version))
+
+    async def look() -> None:
+        replica = new_replica()
+        replica.check_health()
+        for version in (3, 4):
+            await replica.reconfigure(user_config(teacher, weights_version=version))
+            replica.check_health()
+            replica.check_health()
+
+    asyncio.run(look())
+    assert said == [3, 3, 4, 4]
+
+
 def test_a_long_call_is_healthy_as_long_as_it_gets_on(teacher: Path) -> None:
     """A large model on a CPU takes minutes for a call: that is slow, not hung."""
 
     async def look() -> int:
         replica = new_replica()
-        await replica.reconfigure(user_config(teacher, tokens_per_batch=1, hang_after_s=0.2))
+        await replica.reconfigure(user_config(teacher, tokens_per_batch=1, hang_after_s=0.6))
         engine = replica._teacher.engine
         many = engine.encoder.tokenize(QUERIES[:1] * 40, [f"blood cause {number}" for number in range(40)])
         start = engine._memory.start
-        engine._stages._forward = lambda batch: (time.sleep(0.02), start(batch))[1]
+        engine._stages._forward = lambda batch: (time.sleep(0.04), start(batch))[1]
         call, looks = asyncio.create_task(replica.score(many)), 0
         while not call.done():
             replica.check_health()
             looks += 1
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.04)
         await call
         return looks
 
