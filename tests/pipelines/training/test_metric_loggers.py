@@ -73,8 +73,14 @@ def test_tensorboard_has_a_point_on_disk_when_log_returns(tmp_path: Path) -> Non
 
 
 def wandb_history(folder: Path) -> list[dict[str, Any]]:
-    """History rows of all files, oldest first: LevelDB's log format (records below 32 KiB) of protobuf messages."""
+    """History rows of all files, oldest first: LevelDB's log format (records below 32 KiB) of protobuf messages.
+
+    W&B's own process may still write after a run's `finish`, and is through when it has ended, as with any program.
+    """
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
+
+    wandb.teardown()
 
     def records(data: bytes) -> Iterator[bytes]:
         place = 7
