@@ -112,7 +112,7 @@ def test_compiled_scores_are_the_plain_ones_over_few_shapes(
         return inputs
 
     by_length = sorted(range(len(QUERIES)), key=lambda row: len(PASSAGES[row]))
-    few = [*by_length[:10], *by_length[-4:]]  # a compilation takes seconds
+    few = [*by_length[:8], *by_length[-3:]]  # a compilation takes seconds
     queries, passages = [QUERIES[row] for row in few], [PASSAGES[row] for row in few]
     wanted = plain.score(queries, passages)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]

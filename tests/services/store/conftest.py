@@ -57,7 +57,7 @@ def postgres_folder():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
-    """An empty database, deleted with the test's folder; of PostgreSQL a schema, as a whole database is 300 files more."""
+    """An empty database, deleted with the test's folder; of PostgreSQL a schema: a database is 300 files."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.db'}"
     folder = request.getfixturevalue("postgres_folder")
