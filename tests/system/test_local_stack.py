@@ -51,7 +51,7 @@ def read_until(stream: IO[str], text: str) -> list[str]:
 
 
 def assert_nothing_is_left(root: Path) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while left := processes_below(root):
         assert time.monotonic() < until, f"left running: {left}"
         time.sleep(0.2)  # between looks at processes that are not ours to wait for
