@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -54,6 +53,9 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": _INK,
     "lines.linewidth": 1.8,
 }
+
+_WIDTH = 9.2
+"""Inches. Margins are fixed, in inches too: a layout engine would draw every figure several times."""
 
 Points = Sequence[Mapping[str, float]]
 
@@ -150,8 +152,12 @@ def _row(salt: str, panels: int) -> tuple[Figure, list[Axes]]:
     mpl.rcParams["svg.hashsalt"] = salt  # ids must be stable, and differ between figures of one page
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(9.2, 2.9 * rows), layout=ConstrainedLayoutEngine(wspace=0.05, hspace=0.06))
+    height = 2.9 * rows
+    figure = Figure(figsize=(_WIDTH, height))
     FigureCanvasSVG(figure)
+    figure.subplots_adjust(
+        left=0.72 / _WIDTH, right=1 - 0.1 / _WIDTH, bottom=0.5 / height, top=1 - 0.3 / height, wspace=0.26, hspace=0.4
+    )
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for spare in grid[panels:]:
         spare.remove()
