@@ -24,7 +24,7 @@ from services.cli.client import GatewayClient
 from services.cli.stack import Stack
 
 WORKERS = {"count": 2, "cpus_per_worker": 0.25}
-RANKER_STEPS, STUDENT_STEPS = 200, 60
+RANKER_STEPS, STUDENT_STEPS = 120, 60
 
 
 def worker_pids() -> list[int]:

@@ -21,7 +21,7 @@ from services.cli.client import GatewayClient, RequestRefused
 from services.cli.stack import Stack
 from services.store import TERMINAL
 
-NUM_QUERIES = {0: 300, -1: 40}
+NUM_QUERIES = {0: 220, -1: 40}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def two_jobs(stack: Stack, teachers: tuple[str, str]) -> list[dict[str, Any]]:
     """
     common: dict[str, Any] = {
         "seed": 10,
-        "dataset": {"path": "medquad", "unlabelled": {"max_queries": 180, "min_confidence": 0.2}},
+        "dataset": {"path": "medquad", "unlabelled": {"max_queries": 100, "min_confidence": 0.2}},
         "candidates": {"bm25": {"top_k": 6}, "dense": {"top_k": 3}, "max_candidates": 8, "queries_per_chunk": 2},
     }
     with GatewayClient(stack.gateway_url) as client:
