@@ -33,7 +33,7 @@ def ndcg_at_depths(
     dataset = load_dataset(DatasetSpec(path=str(data)), data)
     judged = dataset.judged("test")
     questions = [dataset.query_text(query) for query in judged]
-    passages, names = list(dataset.passages), dataset.documents["doc_id"].to_pylist()
+    passages, names = dataset.passages(), dataset.documents["doc_id"].to_pylist()
     retriever = SentenceTransformer(str(student), device="cpu")
     retriever.max_seq_length = max_length
     embedded = (retriever.encode(texts, normalize_embeddings=True) for texts in (questions, passages))
