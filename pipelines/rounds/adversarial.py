@@ -36,7 +36,14 @@ from pipelines.rounds.distillation import first_step
 from pipelines.rounds.figures import RoundFigures
 from pipelines.rounds.index_refresh import IndexRefresh
 from pipelines.rounds.measuring import dev_lists, figures_of_round, in_words, players_before
-from pipelines.rounds.one_round import UNTRAINED, RoundInputs, learn_round, scoring_inputs, snapshot_path
+from pipelines.rounds.one_round import (
+    UNTRAINED,
+    RoundInputs,
+    candidates_path,
+    learn_round,
+    scoring_inputs,
+    snapshot_path,
+)
 from pipelines.rounds.ranker_round import learn_ranker_round, ranker_version
 from pipelines.scoring import ToScore, score_rounds
 from pipelines.spec import AdversarialSpec
@@ -158,7 +165,7 @@ def _run_round(game: _Game, number: int, earlier: Sequence[RoundState]) -> Round
         drawn = sampled_negatives(mined.blocks(), game.settings, count=count, seed=spec.seed, round_number=number)
         return mine_once(path, lambda: drawn)
 
-    path = work / f"candidates-{number}.parquet"
+    path = candidates_path(inputs, number)
     candidates = CandidatesFile(path) if path.is_file() else sampled()
     folder = learn_ranker_round(inputs, game.start.folder, candidates, number)
     version, found_hash, miner = number + 1, weights_hash(folder), index.miner(number)

@@ -8,7 +8,6 @@ and goes on there. Rounds in which the teacher learns, too, are in `rounds.adver
 import copy
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 from safetensors.torch import load_file
@@ -17,7 +16,7 @@ from pipelines.candidates.file import CandidatesFile, num_pairs
 from pipelines.candidates.miner import embed_corpus, mine_once
 from pipelines.queries import queries_of_round, training_queries
 from pipelines.ranked.schema import EVALUATION_ROUND
-from pipelines.rounds.one_round import UNTRAINED, RoundInputs, learn_round, snapshot_path, state_hash
+from pipelines.rounds.one_round import UNTRAINED, RoundInputs, candidates_path, learn_round, snapshot_path, state_hash
 from pipelines.scoring import ToScore
 from pipelines.student.model import DualEncoder
 from pipelines.training.fitting import needs_previous_student
@@ -69,7 +68,7 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
             corpus = embed_corpus(step.outcome, dataset, path=embeddings / f"round-{number}.npy")
         return inputs.miner.mine_blocks(queries, corpus=corpus, judged=judged, scratch=embeddings / "queries.npy")
 
-    candidates = mine_once(_candidates_path(inputs, number), mine)
+    candidates = mine_once(candidates_path(inputs, number), mine)
     (embeddings / f"round-{number}.npy").unlink(missing_ok=True)
     miner = state_hash(snapshot_path(inputs, number - 1)) if number else UNTRAINED
     test, last = inputs.evaluation_candidates, number == spec.rounds.count - 1
@@ -84,11 +83,7 @@ def _run_round(inputs: RoundInputs, step: StudentStep, number: int) -> None:
     )
 
 
-def _candidates_path(inputs: RoundInputs, number: int) -> Path:
-    return inputs.work / f"candidates-{number}.parquet"
-
-
 def _steps_before(inputs: RoundInputs, number: int) -> int:
     """Steps of earlier rounds, as planned: a curve goes on where theirs ended."""
-    earlier = [CandidatesFile(_candidates_path(inputs, before)) for before in range(number)]
+    earlier = [CandidatesFile(candidates_path(inputs, before)) for before in range(number)]
     return sum(loop_settings(inputs.spec, len(candidates)).total_steps for candidates in earlier)

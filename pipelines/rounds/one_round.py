@@ -36,7 +36,15 @@ from pipelines.training.student_task import StudentTask
 from pipelines.training.student_training import train_student
 from pipelines.training.worker_group import WorkerLauncher, train_with_workers
 
-__all__ = ["UNTRAINED", "RoundInputs", "learn_round", "scoring_inputs", "snapshot_path", "state_hash"]
+__all__ = [
+    "UNTRAINED",
+    "RoundInputs",
+    "candidates_path",
+    "learn_round",
+    "scoring_inputs",
+    "snapshot_path",
+    "state_hash",
+]
 
 UNTRAINED = "untrained"
 
@@ -117,6 +125,11 @@ def learn_round(
             stop.set()
             raise
     scoring.result()
+
+
+def candidates_path(inputs: RoundInputs, number: int) -> Path:
+    """Where the candidates of a round lie."""
+    return inputs.work / f"candidates-{number}.parquet"
 
 
 def snapshot_path(inputs: RoundInputs, number: int) -> Path:

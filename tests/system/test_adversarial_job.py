@@ -115,8 +115,10 @@ def test_the_job_succeeds_in_its_second_attempt(played: Watched, client: Gateway
     assert job["progress"]["step"] == 2 * STUDENT_STEPS
     assert len(played.events("training.planned")) >= 2, "a group for each round, at least"
     assert played.events("training.metrics")
-    while worker_pids() or driver_pids(played.job_id):
-        time.sleep(0.2)  # the suite's own time limit ends this
+    until = time.monotonic() + 90
+    while left := worker_pids() + driver_pids(played.job_id):
+        assert time.monotonic() < until, f"outlived their job: {left}"
+        time.sleep(0.2)  # between looks at processes that are not ours to wait for
     work = stack.root / "jobs" / played.job_id / "work"
     assert not (work / "checkpoints").exists()
 

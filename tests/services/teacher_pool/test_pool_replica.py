@@ -310,6 +310,7 @@ def test_a_long_call_is_healthy_as_long_as_it_gets_on(teacher: Path) -> None:
         engine = replica._teacher.engine
         many = engine.encoder.tokenize(QUERIES[:1] * 40, [f"blood cause {number}" for number in range(40)])
         start = engine._memory.start
+        # 40 batches of 40 ms: a call that is longer than what counts as hung, without a pause that is.
         engine._stages._forward = lambda batch: (time.sleep(0.04), start(batch))[1]
         call, looks = asyncio.create_task(replica.score(many)), 0
         while not call.done():
